@@ -1,0 +1,8 @@
+"""Everything until the stage `evaluate`: `accelerate launch launch/evaluate.py [CONFIG.yaml] [section.key=value ...]`."""
+
+import sys
+
+from pipeline.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["evaluate", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""Everything until the stage `export`: `accelerate launch launch/export.py [CONFIG.yaml] [section.key=value ...]`."""
+
+import sys
+
+from pipeline.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["export", *sys.argv[1:]]))

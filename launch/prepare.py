@@ -1,0 +1,8 @@
+"""Everything until the stage `prepare`: `accelerate launch launch/prepare.py [CONFIG.yaml] [section.key=value ...]`."""
+
+import sys
+
+from pipeline.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["prepare", *sys.argv[1:]]))

@@ -1,0 +1,8 @@
+"""The whole pipeline: `accelerate launch launch/run.py [CONFIG.yaml] [section.key=value ...]`."""
+
+import sys
+
+from pipeline.main import main
+
+if __name__ == "__main__":
+    sys.exit(main(["run", *sys.argv[1:]]))

@@ -1,0 +1,249 @@
+"""The configuration: what is computed (fingerprinted) and how it is run (not).
+
+A choice from a table is written as its name, or as a mapping with the name and its options:
+
+    train:
+      model: lenet5
+      optimizer: {name: sgd, momentum: 0.9}
+"""
+
+import difflib
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_serializer, model_validator
+
+from pipeline.errors import ConfigError
+
+
+class Spec(BaseModel):
+    """A choice from a table: `name`, and keyword options for what it names."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name_or_mapping(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {"name": value}
+        if isinstance(value, Mapping) and "options" not in value:
+            return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+        return value
+
+    @model_serializer
+    def _to_name_or_mapping(self) -> Any:
+        return {"name": self.name, **self.options} if self.options else self.name
+
+
+class Section(BaseModel):
+    """One part of the configuration. `reasons` is what a fingerprint sees of it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    section: ClassVar[str]
+    unseen: ClassVar[frozenset[str]] = frozenset()  # keys that say where, not what
+
+    def reasons(self) -> dict[str, Any]:
+        values = self.model_dump(mode="json", exclude=set(self.unseen))
+        return {f"{self.section}.{k}": v for k, v in values.items()}
+
+
+class DataConfig(Section):
+    section = "data"
+    unseen = frozenset({"root"})  # the files are known by their content, not by their place
+
+    source: Spec = Spec(name="digits")
+    root: Path = Path("data")  # where the raw files are, or are downloaded to
+    size: int | None = Field(None, ge=1, le=8192)  # pixels a side; None: as the source has them
+    channels: Literal[1, 3] | None = None  # None: as the source has them
+    validation: float = Field(0.1, ge=0, lt=1)  # share of the training images, stratified
+    seed: int = Field(0, ge=0, lt=2**32)
+
+
+class TrainConfig(Section):
+    section = "train"
+
+    model: Spec = Spec(name="lenet5")
+    loss: Spec = Spec(name="cross_entropy")
+    optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9})
+    lr: float = Field(0.02, gt=0)  # the rate that the schedule scales
+    schedule: Spec = Spec(name="one_cycle")
+    epochs: float = Field(30, gt=0)  # passes over the training split
+    steps: int | None = Field(None, ge=1)  # updates; if given, instead of epochs
+    batch_size: int = Field(32, ge=1)  # images an update, over all processes
+    accumulate: int = Field(1, ge=1)  # parts into which a process cuts its share of a batch
+    augment: tuple[Spec, ...] = (Spec(name="crop", options={"padding": 2}),)
+    mean: tuple[float, ...] | None = None  # a channel, of pixels in [0, 1]; None: the training split's
+    std: tuple[float, ...] | None = None
+    precision: Literal["no", "bf16", "fp64"] = "no"  # fp64 is for proving things
+    validate_every: float = Field(1.0, gt=0)  # epochs
+    select: Literal["best", "last"] = "best"  # the weights to keep: best by validation accuracy, or last
+    seed: int = Field(0, ge=0, lt=2**32)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stands_for_a_list_of_one(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        lists = ("augment", "mean", "std")
+        return {k: (v,) if k in lists and isinstance(v, str | int | float) else v for k, v in value.items()}
+
+
+class EvaluateConfig(Section):
+    section = "evaluate"
+
+    min_accuracy: float = Field(0.0, ge=0, le=1)  # on the test split; below it the stage fails
+
+
+class ExportConfig(Section):
+    section = "export"
+
+    tolerance: float = Field(1e-5, gt=0)  # ONNX against eager logits, as a share of the largest logit
+
+
+class RunConfig(Section):
+    """How and where, not what: nothing here may change a result, so nothing here is fingerprinted."""
+
+    section = "run"
+
+    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # the folder under `folder`
+    folder: Path = Path("runs")
+    artifacts: Path = Path("artifacts")
+    device: Literal["auto", "cpu"] = "auto"
+    strategy: Literal["auto", "ddp", "dp"] = "auto"
+    processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error
+    threads: int | None = Field(None, ge=1)  # a process, on the CPU; None: the cores shared out
+    workers: int = Field(0, ge=0)  # processes that read ahead, for data larger than the device
+    eval_batch_size: int = Field(1000, ge=1)
+    log_every: int = Field(50, ge=1)  # steps
+    checkpoint_every: int = Field(500, ge=1)  # steps
+    keep: int = Field(2, ge=1)  # checkpoints
+    trackers: tuple[Spec, ...] = (Spec(name="wandb"),)
+
+
+class Config(BaseModel):
+    """One experiment. The default trains a LeNet on the digits that ship with scikit-learn."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    data: DataConfig = DataConfig()
+    train: TrainConfig = TrainConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+    export: ExportConfig = ExportConfig()
+    run: RunConfig = RunConfig()
+
+
+def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
+    """Read a YAML file, or start from the defaults, and apply `section.key=value` overrides.
+
+    The run is named after the file unless `run.name` says otherwise.
+
+    Raises:
+        ConfigError: in one line, with the nearest valid name.
+    """
+    tree = _read(path) if path else {}
+    if path and "name" not in (tree.get("run") or {}):
+        tree["run"] = {**(tree.get("run") or {}), "name": path.stem}
+    for override in overrides:
+        _apply(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, Config)) from None
+
+
+def dump(config: Config) -> str:
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+
+
+def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> Spec:
+    """`spec` with its name found in `table`, and its options checked and completed.
+
+    The keyword-only parameters of what the table holds are the options: their annotations the
+    types, their defaults the defaults.
+
+    Raises:
+        ConfigError: an unknown name or option, or a value of the wrong type.
+    """
+    if spec.name not in table:
+        raise ConfigError(f"{what}: no {spec.name!r}{_nearest(spec.name, table)}")
+    parameters = inspect.signature(table[spec.name]).parameters.values()
+    fields: dict[str, Any] = {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    schema = create_model(spec.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
+    try:
+        return Spec(name=spec.name, options=schema.model_validate(spec.options).model_dump(mode="json"))
+    except ValidationError as error:
+        raise ConfigError(_one_line(error, schema, f"{what}.")) from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        tree = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        near = _nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
+        raise ConfigError(f"cannot read the configuration {path}: {reason}{near}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict | None) or not all(isinstance(v, dict | None) for v in (tree or {}).values()):
+        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}) of key: value")
+    return {k: v for k, v in (tree or {}).items() if v is not None}
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    dotted, equals, text = override.partition("=")
+    *sections, key = dotted.split(".")
+    if not equals or not sections or not all((*sections, key)):
+        raise ConfigError(f"{override!r} is neither a configuration file nor section.key=value")
+    node = tree
+    for section in sections:
+        below = node.get(section)
+        if below is None and section == sections[-1] and len(sections) > 1:
+            below = _default_name(sections)
+        node[section] = {"name": below} if isinstance(below, str) else dict(below or {})
+        node = node[section]
+    try:
+        node[key] = yaml.safe_load(text)
+    except yaml.YAMLError:
+        node[key] = text
+
+
+def _default_name(path: Sequence[str]) -> Any:
+    """What `train.model` is before `train.model.kernel=3` adds an option to it."""
+    node: Any = Config().model_dump(mode="json")
+    for name in path:
+        node = node.get(name) if isinstance(node, dict) else None
+    return node
+
+
+def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+    first = error.errors()[0]
+    where = prefix + ".".join(map(str, first["loc"]))
+    if first["type"] == "extra_forbidden":
+        names = _fields_at(schema, [str(part) for part in first["loc"][:-1]])
+        return f"{where}: no such key{_nearest(str(first['loc'][-1]), names)}"
+    if first["type"] == "literal_error":
+        choices = [c.strip("' ") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
+        return f"{where}: no choice {str(first['input'])!r}{_nearest(str(first['input']), choices)}"
+    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+
+
+def _fields_at(schema: type[BaseModel], path: Iterable[str]) -> Iterable[str]:
+    for name in path:
+        kind = schema.model_fields[name].annotation
+        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
+            return ()
+        schema = kind
+    return schema.model_fields
+
+
+def _nearest(name: str, choices: Iterable[str]) -> str:
+    choices = list(choices)
+    if near := difflib.get_close_matches(name, choices, n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; choose from {', '.join(choices)}" if choices else ""

@@ -1,0 +1,65 @@
+"""Any image as the uint8 array [C, H, W] that models are given; the same in `prepare` and `predict`."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import PIL.ImageOps
+from numpy.typing import NDArray
+
+from pipeline.errors import DataError
+
+
+def pixels(image: NDArray[np.uint8] | Path | bytes, channels: int | None, size: int | None, name: str = "") -> NDArray[np.uint8]:
+    """`image` as uint8 [channels, size, size]; None keeps the image's own.
+
+    It is turned as its EXIF data say, made grey or colour, then scaled and cut about its centre
+    so that it fills the square.
+
+    Raises:
+        DataError: it cannot be read; the message has the file's name.
+    """
+    if isinstance(image, np.ndarray):
+        if (channels or image.shape[0]) == image.shape[0] and (size or image.shape[1], size or image.shape[2]) == image.shape[1:]:
+            return image
+        opened = PIL.Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    else:
+        opened = _open(image, name or str(image if isinstance(image, Path) else "an image"))
+    grey = channels == 1 or (channels is None and opened.mode in ("1", "L", "I;16"))
+    opened = opened.convert("L" if grey else "RGB")
+    if size is not None and opened.size != (size, size):
+        opened = PIL.ImageOps.fit(opened, (size, size), PIL.Image.Resampling.BILINEAR)
+    array = np.asarray(opened)
+    return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _open(image: Path | bytes, name: str) -> PIL.Image.Image:
+    try:
+        with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
+            opened.load()
+            turned = PIL.ImageOps.exif_transpose(opened)
+    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
+        raise DataError(f"cannot read the image {name}: {error}") from None
+    if turned.mode == "I;16":  # 16 bits a pixel: keep the upper eight
+        return PIL.Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    return turned.convert("RGBA") if turned.mode == "P" else turned
+
+
+def grid(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str], columns: int = 10) -> PIL.Image.Image:
+    """A picture of the first `columns` images of each class, a row a class, its name on the left."""
+    from PIL import ImageDraw, ImageFont
+
+    side = max(32, min(96, images.shape[-1]))
+    font = ImageFont.load_default(14)
+    margin = 16 + max(int(font.getlength(name)) for name in classes)
+    sheet = PIL.Image.new("RGB", (margin + columns * (side + 2), len(classes) * (side + 2)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for k, name in enumerate(classes):
+        top = k * (side + 2)
+        draw.text((8, top + side // 2), name, fill="black", font=font, anchor="lm")
+        for column, row in enumerate(np.flatnonzero(labels == k)[:columns]):
+            image = images[row].transpose(1, 2, 0)
+            tile = PIL.Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+            sheet.paste(tile.resize((side, side), PIL.Image.Resampling.NEAREST), (margin + column * (side + 2), top))
+    return sheet

@@ -1,0 +1,48 @@
+"""Every way this program ends other than well, with its exit code.
+
+    0    done
+    1    failed: a bug of ours, or the machine (disk, network, memory)
+    2    usage or configuration
+    3    data refused
+    4    a gate failed: an export that disagrees, a score below `evaluate.min_accuracy`
+    75   stopped early with a good checkpoint: the same command goes on
+    130  stopped by Ctrl-C without one;  143  by SIGTERM without one
+"""
+
+
+class PipelineError(Exception):
+    """A failure to be told in one line; `exit_code` is what the process returns."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError, ValueError):
+    """The configuration or the command line is wrong."""
+
+    exit_code = 2
+
+
+class DataError(PipelineError, ValueError):
+    """The raw data cannot be used."""
+
+    exit_code = 3
+
+
+class GateError(PipelineError):
+    """A result is not good enough to go on with."""
+
+    exit_code = 4
+
+
+class Stopped(PipelineError):
+    """Asked to stop, and did, at a point from which the same command goes on."""
+
+    exit_code = 75
+
+
+class Interrupted(PipelineError):
+    """Asked to stop before there was anything to keep."""
+
+    def __init__(self, message: str, signal_number: int = 2) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number

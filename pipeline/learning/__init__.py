@@ -1,0 +1,1 @@
+"""Models, losses, optimizers, the training state, and what is measured."""

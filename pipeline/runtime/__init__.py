@@ -1,0 +1,1 @@
+"""How stages run: processes, signals, fingerprints, manifests, files, trackers."""

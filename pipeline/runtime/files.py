@@ -1,0 +1,99 @@
+"""Files that are whole or absent: written aside, synced, renamed, and listed with their sha256.
+
+A folder is whole when its `manifest.json`, written last, lists every file with its size and
+digest, and all of them agree.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+MANIFEST = "manifest.json"
+
+Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex}
+
+
+def write_whole(path: Path, content: bytes | str) -> None:
+    """Replace `path` with `content`; a reader, or a crash, sees the old file or the new one."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as f:
+            f.write(content.encode() if isinstance(content, str) else content)
+            f.flush()
+            os.fsync(f.fileno())
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_json(path: Path, value: Any) -> None:
+    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """The value in `path`, or None if the file is absent or is not JSON."""
+    try:
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return None
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames and new names in `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def seal(folder: Path, paths: Iterable[str]) -> Outputs:
+    """Sync the files `paths` of `folder` to the disk; their sizes and digests."""
+    outputs: Outputs = {}
+    for name in sorted(paths):
+        with (folder / name).open("rb") as f:
+            os.fsync(f.fileno())
+            digest = hashlib.file_digest(f, "sha256").hexdigest()
+            outputs[name] = {"size": f.tell(), "sha256": digest}
+    for parent in {(folder / name).parent for name in outputs} | {folder}:
+        sync_folder(parent)
+    return outputs
+
+
+def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
+    """The first file of `folder` that is not as `outputs` says, and how; empty if all are."""
+
+    def check(name: str) -> str:
+        try:
+            with (folder / name).open("rb") as f:
+                if os.fstat(f.fileno()).st_size != outputs[name]["size"]:
+                    return f"{name} has the wrong size"
+                if hashlib.file_digest(f, "sha256").hexdigest() != outputs[name]["sha256"]:
+                    return f"{name} has changed"
+        except OSError as error:
+            return f"{name}: {error.strerror}"
+        return ""
+
+    with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
+        return next(filter(None, pool.map(check, outputs)), "")
+
+
+def commit_folder(partial: Path, final: Path, values: Mapping[str, Any]) -> None:
+    """Give the folder `partial` its manifest, of `values` and its files, and the name `final`."""
+    outputs = seal(partial, [str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file()])
+    write_json(partial / MANIFEST, {**values, "outputs": outputs})
+    remove(final)
+    partial.rename(final)
+    sync_folder(final.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a folder; if that is cut short, no part of it can be taken for a whole one."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,55 @@
+"""Names for content: the same values and the same code give the same hex digest, anywhere."""
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+PACKAGE = __name__.partition(".")[0]
+
+
+def of_value(value: Any) -> str:
+    """sha256 of plain data, as canonical JSON."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def of_modules(module: str) -> dict[str, str]:
+    """Digest of each module of this package that `module` can reach, itself included.
+
+    Comments, docstrings and layout do not count: the digest is that of the syntax tree.
+    """
+    found: dict[str, str] = {}
+    waiting = [module]
+    while waiting:
+        name = waiting.pop()
+        if name not in found and (read := _module(name)) is not None:
+            found[name], imported = read
+            waiting += imported
+    return found
+
+
+@functools.cache
+def _module(name: str) -> tuple[str, tuple[str, ...]] | None:
+    """Digest and imports of one module, or None if `name` is not a module of this package."""
+    parts = name.split(".")
+    root = importlib.util.find_spec(PACKAGE)
+    if parts[0] != PACKAGE or root is None or root.origin is None:
+        return None
+    path = Path(root.origin).parent.joinpath(*parts[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    if not path.is_file():
+        return None
+    tree = ast.parse(path.read_bytes())
+    imported = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module:
+            imported += [node.module, *(f"{node.module}.{a.name}" for a in node.names)]
+        elif isinstance(node, ast.Import):
+            imported += [a.name for a in node.names]
+        elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+    return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported)

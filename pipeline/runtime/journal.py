@@ -1,0 +1,54 @@
+"""The record of a training: an append-only JSONL file, the same bytes however often it was interrupted.
+
+    metrics.jsonl   {"step": n, "train/loss": ..., ...}   only what is a function of the recipe
+    timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+class Journal:
+    """Lines of one step each. Opening it at step n drops what a lost process wrote after n."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        kept = [line for line in read(path) if line["step"] <= step]
+        self._file = path.open("r+b" if path.exists() else "w+b")
+        self._file.truncate(sum(len(_line(line)) for line in kept))
+        self._file.seek(0, os.SEEK_END)
+
+    def append(self, step: int, values: Mapping[str, Any]) -> None:
+        self._file.write(_line({"step": step, **values}))
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Make all lines survive a power cut; before a checkpoint that relies on them."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a journal; a last one cut short does not count."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    lines = []
+    for text in content.splitlines(keepends=True):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            break
+        if not isinstance(line, dict) or text != _line(line):
+            break
+        lines.append(line)
+    return lines
+
+
+def _line(values: Mapping[str, Any]) -> bytes:
+    return (json.dumps(values) + "\n").encode()

@@ -1,0 +1,125 @@
+"""What the launcher told this process, and what the process needs before torch is imported.
+
+Torch-free, so that `--help`, `status` and a run in which everything is fresh answer at once.
+"""
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+
+from pipeline.config import RunConfig
+from pipeline.errors import ConfigError
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Who this process is, as torchrun, accelerate or srun say; one of one without them."""
+
+    rank: int = 0
+    size: int = 1
+    local_size: int = 1  # processes on this machine
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def read_launch(run: RunConfig) -> Launch:
+    """The place of this process in its launch.
+
+    Raises:
+        ConfigError: fewer or more processes were started than were asked for.
+    """
+    _adopt_slurm_step()
+    launch = Launch(
+        rank=int(os.environ.get("RANK", 0)),
+        size=int(os.environ.get("WORLD_SIZE", 1)),
+        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+    )
+    asked = run.processes or _asked_of_accelerate(Path(f"/proc/{os.getppid()}/cmdline"))
+    if asked not in (None, launch.size):
+        raise ConfigError(
+            f"{asked} processes were asked for, but this is {launch.rank + 1} of {launch.size}; start "
+            f"`torchrun --nproc-per-node {asked} launch/run.py` instead (`accelerate launch --cpu` starts only one)"
+        )
+    return launch
+
+
+def _adopt_slurm_step() -> None:
+    """Let one `srun` task be one process, as torchrun would have set it."""
+    size = os.environ.get("SLURM_STEP_NUM_TASKS", "1")
+    if "RANK" in os.environ or "SLURM_STEP_ID" not in os.environ or size == "1":
+        return
+    if "MASTER_ADDR" not in os.environ or "MASTER_PORT" not in os.environ:
+        raise ConfigError("srun started several tasks without MASTER_ADDR and MASTER_PORT; see slurm/train.sbatch")
+    here = os.environ.get("SLURM_STEP_TASKS_PER_NODE", size).split(",")[0].split("(")[0]
+    os.environ |= {
+        "RANK": os.environ["SLURM_PROCID"],
+        "WORLD_SIZE": size,
+        "LOCAL_RANK": os.environ["SLURM_LOCALID"],
+        "LOCAL_WORLD_SIZE": here,
+    }
+
+
+def _asked_of_accelerate(command_line: Path) -> int | None:
+    """What `accelerate launch --num_processes` was given; on a CPU it may silently start one."""
+    try:
+        words = command_line.read_bytes().decode(errors="replace").split("\0")
+    except OSError:
+        return None
+    if not any(Path(word).name.startswith("accelerate") for word in words[:2]) or "--num_machines" in words:
+        return None
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        flag, _, joined = word.partition("=")
+        if flag in ("--num_processes", "--num-processes") and (joined or value).isdigit():
+            return int(joined or value)
+    return None
+
+
+def prepare_process(run: RunConfig, launch: Launch) -> int:
+    """Set what must be set before the first tensor; the number of CPU threads to compute with.
+
+    OpenMP threads that spin at barriers lose a factor of 40 on a shared machine, so they wait
+    passively; cores are shared out between the processes of this machine.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # restarts under torchrun: 20 of 20, not 7
+    threads = run.threads or max(1, len(os.sched_getaffinity(0)) // launch.local_size)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    return threads
+
+
+class StopFlag:
+    """Set by SIGINT, SIGTERM or SIGUSR1, and looked at when it suits: nothing happens in a handler.
+
+    A second Ctrl-C, given a second or more after the first, interrupts at once; sooner it is
+    taken for the same one, since a terminal and a launcher may each deliver it.
+    """
+
+    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+        self.signal: signal.Signals | None = None
+        self._first = 0.0
+        for number in signals:
+            signal.signal(number, self._note)
+
+    def __bool__(self) -> bool:
+        return self.signal is not None
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        now = time.monotonic()
+        if self.signal is None:
+            self.signal, self._first = signal.Signals(number), now
+        elif number == signal.SIGINT and now - self._first > 1:
+            raise KeyboardInterrupt
+
+
+def hostname() -> str:
+    return socket.gethostname()

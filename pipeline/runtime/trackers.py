@@ -1,0 +1,151 @@
+"""Services that mirror the record; a run goes on without them. The only user of wandb.
+
+A tracker is opened by the main process at the first thing there is to tell.
+"""
+
+import contextlib
+import os
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from pipeline.config import Config
+from pipeline.runtime import files, fingerprint
+from pipeline.runtime.console import say
+
+
+class Tracker(Protocol):
+    """What a service is told. A failure in here never reaches the training."""
+
+    def log(self, step: int, values: Mapping[str, float]) -> None: ...
+
+    def picture(self, name: str, path: Path) -> None: ...
+
+    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None: ...
+
+    def close(self, exit_code: int) -> None: ...
+
+
+def wandb(
+    config: Config,
+    folder: Path,
+    *,
+    project: str = "pipeline",
+    mode: Literal["auto", "online", "offline"] = "auto",
+) -> Tracker:
+    """Weights & Biases: one run for one training, over all its restarts; offline when no key is configured."""
+    return _WandB(config, folder, project, mode)
+
+
+class _WandB:
+    def __init__(self, config: Config, folder: Path, project: str, mode: str) -> None:
+        import wandb
+
+        self._wandb = wandb
+        run_id = _run_id(config, folder / "wandb.json")
+        self._mark = os.open(folder / f"wandb-{run_id}.step", os.O_RDWR | os.O_CREAT, 0o644)
+        self._told = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart
+        settings = wandb.Settings(
+            silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1, git_root=str(Path.cwd())
+        )
+        if mode == "auto":
+            mode = "online" if wandb.api.api_key else "offline"
+
+        def begin(chosen: Literal["online", "offline"]) -> Any:
+            return wandb.init(
+                project=project,
+                name=config.run.name,
+                id=run_id,
+                resume="allow",
+                mode=chosen,
+                dir=folder,
+                config=config.model_dump(mode="json"),
+                settings=settings,
+            )
+
+        try:
+            self._run = begin("offline" if mode == "offline" else "online")
+        except wandb.errors.Error as error:
+            say(f"wandb: {str(error).splitlines()[0]}; going on offline")
+            mode = "offline"
+            self._run = begin("offline")
+        self._run.define_metric("step")
+        self._run.define_metric("*", step_metric="step")
+        say(f"wandb: {mode}, run {run_id} in {folder / 'wandb'}")
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        if step > self._told:  # what a restart repeats is there already
+            self._run.log({"step": step, **values})
+            os.pwrite(self._mark, b"%020d" % step, 0)
+
+    def picture(self, name: str, path: Path) -> None:
+        self._run.log({name: self._wandb.Image(str(path))})
+
+    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None:
+        made = self._wandb.Artifact(name, type=kind, metadata=dict(facts))
+        for path in paths:
+            made.add_file(str(path))
+        self._run.log_artifact(made, aliases=["best", "latest"])
+
+    def close(self, exit_code: int) -> None:
+        self._run.finish(exit_code=exit_code)
+        os.close(self._mark)
+
+
+def _run_id(config: Config, notes: Path) -> str:
+    """The same for each restart of the same training, another when its recipe or data change."""
+    recipe = fingerprint.of_value({**config.data.reasons(), **config.train.reasons()})
+    known = files.read_json(notes)
+    if isinstance(known, dict) and known.get("recipe") == recipe:
+        return str(known["id"])
+    files.write_json(notes, {"recipe": recipe, "id": secrets.token_hex(4)})
+    return _run_id(config, notes)
+
+
+TRACKERS: dict[str, Callable[..., Tracker]] = {"wandb": wandb}
+
+
+class Trackers:
+    """All trackers of the run as one; each is dropped, with a word, when it fails."""
+
+    def __init__(self, config: Config, folder: Path) -> None:
+        self._config, self._folder = config, folder
+        self._open: dict[str, Tracker] | None = None
+
+    def log(self, step: int, values: Mapping[str, float]) -> None:
+        self._tell(lambda tracker: tracker.log(step, values))
+
+    def picture(self, name: str, path: Path) -> None:
+        self._tell(lambda tracker: tracker.picture(name, path))
+
+    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None:
+        self._tell(lambda tracker: tracker.artifact(name, kind, paths, facts))
+
+    def close(self, exit_code: int) -> None:
+        if self._open:
+            self._tell(lambda tracker: tracker.close(exit_code))
+            self._open = None
+
+    def _tell(self, what: Callable[[Tracker], None]) -> None:
+        if self._open is None:
+            self._open = {}
+            for spec in self._config.run.trackers:
+                with _without_harm(spec.name):
+                    self._open[spec.name] = TRACKERS[spec.name](self._config, self._folder, **spec.options)
+        for name, tracker in list(self._open.items()):
+            with _without_harm(name) as failed:
+                what(tracker)
+            if failed:
+                del self._open[name]
+
+
+@contextlib.contextmanager
+def _without_harm(name: str) -> Iterator[list[Exception]]:
+    """The record is local; whatever a service's client raises, training goes on without it."""
+    failed: list[Exception] = []
+    try:
+        yield failed
+    except Exception as error:
+        failed.append(error)
+        say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}; going on without it")

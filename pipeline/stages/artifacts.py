@@ -1,0 +1,61 @@
+"""What stages hand to each other: plain facts about files in the stage's directory."""
+
+from typing import Any
+
+from pipeline.config import Spec
+from pipeline.data import shards
+from pipeline.data.shards import Shards
+from pipeline.runtime.runner import Artifact
+
+
+class PreparedData(Artifact):
+    shards: dict[str, list[str]]  # split -> files
+    counts: dict[str, int]  # split -> images
+    classes: list[str]
+    shape: tuple[int, int, int]  # channels, height, width
+    mean: tuple[float, ...]  # a channel, of the training split's pixels in [0, 1]
+    std: tuple[float, ...]
+    histogram: dict[str, list[int]]  # split -> images a class
+    duplicates: dict[str, int]  # split, or pair of splits -> images with the same pixels
+    notes: list[str]
+
+    def files(self) -> list[str]:
+        return [*(name for names in self.shards.values() for name in names), "samples.png"]
+
+    def open(self, split: str) -> Shards:
+        return shards.read((self.dir / name for name in self.shards[split]), self.shape)
+
+
+class TrainedModel(Artifact):
+    """All that is needed to use the weights, without the recipe."""
+
+    model: Spec
+    shape: tuple[int, int, int]
+    classes: list[str]
+    mean: tuple[float, ...]  # what pixels in [0, 1] are normalised with
+    std: tuple[float, ...]
+    loss: Spec
+    precision: str
+    steps: int
+    images: int  # seen, counting each time
+    selected: dict[str, Any]  # which weights were kept: by what, of which step
+
+    def files(self) -> list[str]:
+        return ["weights.safetensors", "metrics.jsonl"]
+
+
+class Report(Artifact):
+    test: dict[str, float]  # images, loss, accuracy, top5
+    validation: dict[str, float] | None
+
+    def files(self) -> list[str]:
+        return ["metrics.json", "report/index.html"]
+
+
+class ExportedModel(Artifact):
+    images: int  # on which the formats were compared
+    largest_difference: float  # of a logit
+    agreement: float  # share of images given the same class
+
+    def files(self) -> list[str]:
+        return ["model.safetensors", "model.onnx", "model.json", "README.md"]

@@ -1,0 +1,32 @@
+"""Classes and probabilities from an export alone: numpy, Pillow and onnxruntime; no torch."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.data.images import pixels
+from pipeline.errors import ConfigError
+from pipeline.runtime import files
+
+
+def predict(folder: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, float]]:
+    """(image, class, probability) for each image, scaled as `prepare` would.
+
+    Raises:
+        ConfigError: `folder` is not an export, nor a run that has one.
+        DataError: an image cannot be read.
+    """
+    folder = folder / "export" if (folder / "export").is_dir() else folder
+    about = files.read_json(folder / "model.json")
+    if about is None:
+        raise ConfigError(f"no export in {folder}; give the folder of a finished run or of its export")
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
+    channels, height, _ = about["shape"]
+    for path in images:
+        batch = pixels(path, channels, height)[None]
+        probabilities = np.asarray(session.run(["probabilities"], {"images": batch})[0])[0]
+        best = int(probabilities.argmax())
+        yield path, about["classes"][best], float(probabilities[best])

@@ -1,0 +1,144 @@
+"""Stage 1: raw images -> splits of equal uint8 images in shards, with their statistics."""
+
+import hashlib
+import itertools
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipeline.config import DataConfig
+from pipeline.data import shards
+from pipeline.data.datasets import RawData, RawDataset, RawSplit
+from pipeline.data.images import grid, pixels
+from pipeline.errors import DataError
+from pipeline.runtime.console import Progress, say
+from pipeline.runtime.runner import Workspace
+from pipeline.stages.artifacts import PreparedData
+
+BLOCK = 1024  # images decoded at a time
+
+
+def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedData:
+    raw = files.source.load()
+    _check(raw)
+    chosen = stratified(raw.train.labels, config.validation, config.seed)
+    splits = {
+        "train": (raw.train, np.flatnonzero(~chosen)),
+        "validation": (raw.train, np.flatnonzero(chosen)),
+        "test": (raw.test, np.arange(len(raw.test.labels))),
+    }
+    shape = pixels(raw.train.images[0], config.channels, config.size).shape
+    seen = {name: _Seen(shape[0]) for name in splits}
+    written: dict[str, list[str]] = {}
+    progress = Progress("prepare", first=0, total=sum(len(index) for _, index in splits.values()), unit="image")
+    for name, (split, index) in splits.items():
+        written[name] = []
+        for k, start in enumerate(range(0, len(index), shards.rows_a_shard(shape))):
+            rows = index[start : start + shards.rows_a_shard(shape)]
+            images = np.empty((len(rows), *shape), np.uint8)
+            for at, block in _decoded(split, rows, config, shape):
+                images[at : at + len(block)] = block
+                seen[name].add(block)
+                progress.step(len(block))
+                space.leave_if_asked()
+            written[name].append(f"{name}-{k:05d}.arrow")
+            shards.write(space.dir / written[name][-1], images, split.labels[rows], raw.classes)
+            if not (space.dir / "samples.png").exists():
+                grid(images, split.labels[rows], raw.classes).save(space.dir / "samples.png")
+    progress.close()
+    mean, std = seen["train"].statistics()
+    prepared = PreparedData(
+        dir=space.dir,
+        shards=written,
+        counts={name: len(index) for name, (_, index) in splits.items()},
+        classes=raw.classes,
+        shape=shape,
+        mean=mean,
+        std=std,
+        histogram={n: np.bincount(s.labels[i], minlength=len(raw.classes)).tolist() for n, (s, i) in splits.items()},
+        duplicates=_duplicates({name: s.digests for name, s in seen.items()}),
+        notes=raw.notes,
+    )
+    _say(prepared)
+    return prepared
+
+
+def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
+    """bool [N]: `fraction` of each class, to the nearest image, drawn by (seed, class)."""
+    chosen = np.zeros(len(labels), bool)
+    for k in np.unique(labels):
+        members = np.flatnonzero(labels == k)
+        rng = np.random.Generator(np.random.Philox(key=[seed, k]))
+        chosen[rng.permutation(members)[: round(fraction * len(members))]] = True
+    return chosen
+
+
+class _Seen:
+    """What is counted of a split while it is written: pixel values, and digests of images."""
+
+    def __init__(self, channels: int) -> None:
+        self.values = np.zeros((channels, 256), np.int64)
+        self.digests: Counter[bytes] = Counter()
+
+    def add(self, images: NDArray[np.uint8]) -> None:
+        for channel in range(len(self.values)):
+            self.values[channel] += np.bincount(images[:, channel].reshape(-1), minlength=256)
+        self.digests.update(hashlib.blake2b(image.tobytes(), digest_size=16).digest() for image in images)
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation a channel, of pixels in [0, 1]; exact, from counts of values."""
+        level = np.arange(256) / 255
+        share = self.values / self.values.sum(1, keepdims=True)
+        mean = share @ level
+        std = np.sqrt((share * (level - mean[:, None]) ** 2).sum(1))
+        return tuple(mean.tolist()), tuple(np.maximum(std, 1 / 255).tolist())
+
+
+def _decoded(
+    split: RawSplit, rows: NDArray[np.int64], config: DataConfig, shape: tuple[int, ...]
+) -> Iterator[tuple[int, NDArray[np.uint8]]]:
+    """(place, images [B, C, H, W]) block by block, decoded by a thread a core: Pillow lets them run."""
+
+    def one(row: int) -> NDArray[np.uint8]:
+        image = pixels(split.images[row], config.channels or shape[0], config.size, f"number {row}")
+        if image.shape != shape:
+            sizes = " and ".join("x".join(map(str, s)) for s in (shape, image.shape))
+            raise DataError(f"images of different sizes, {sizes} (the second is {split.images[row]!s:.200}); set data.size")
+        return image
+
+    with ThreadPoolExecutor() as pool:
+        for at in range(0, len(rows), BLOCK):
+            block = rows[at : at + BLOCK].tolist()
+            plain = isinstance(split.images, np.ndarray)
+            yield at, np.stack(list(map(one, block) if plain else pool.map(one, block)))
+
+
+def _check(raw: RawDataset) -> None:
+    for name, split in (("training", raw.train), ("test", raw.test)):
+        if len(split.labels) == 0:
+            raise DataError(f"the {name} split has no images")
+        if split.labels.min() < 0 or split.labels.max() >= len(raw.classes):
+            raise DataError(f"the {name} split has labels outside 0..{len(raw.classes) - 1}")
+    counts = np.bincount(raw.train.labels, minlength=len(raw.classes))
+    if len(raw.classes) < 2 or (counts == 0).any():
+        empty = ", ".join(raw.classes[k] for k in np.flatnonzero(counts == 0))
+        raise DataError(f"classes without training images: {empty}" if empty else "classification needs two classes or more")
+
+
+def _duplicates(digests: dict[str, Counter[bytes]]) -> dict[str, int]:
+    """Images that repeat an earlier one of their split, and images of one split that another has too."""
+    within = {name: sum(d.values()) - len(d) for name, d in digests.items()}
+    across = {f"{b} in {a}": sum(n for k, n in digests[b].items() if k in digests[a]) for a, b in itertools.combinations(digests, 2)}
+    return within | across
+
+
+def _say(data: PreparedData) -> None:
+    sizes = ", ".join(f"{count} {name}" for name, count in data.counts.items())
+    say(f"prepare: {sizes}; {len(data.classes)} classes; images {'x'.join(map(str, data.shape))}")
+    if repeated := {name: n for name, n in data.duplicates.items() if n}:
+        say(f"prepare: images with equal pixels: {', '.join(f'{n} {name}' for name, n in repeated.items())}")
+    for note in data.notes:
+        say(f"prepare: warning: {note}")
