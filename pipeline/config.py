@@ -70,7 +70,7 @@ class TrainConfig(Section):
 
     model: Spec = Spec(name="lenet5")
     loss: Spec = Spec(name="cross_entropy")
-    optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9})
+    optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9, "weight_decay": 0.001})
     lr: float = Field(0.02, gt=0)  # the rate that the schedule scales
     schedule: Spec = Spec(name="one_cycle")
     epochs: float = Field(30, gt=0)  # passes over the training split

@@ -1,12 +1,12 @@
 """Every way this program ends other than well, with its exit code.
 
-    0    done
-    1    failed: a bug of ours, or the machine (disk, network, memory)
-    2    usage or configuration
-    3    data refused
-    4    a gate failed: an export that disagrees, a score below `evaluate.min_accuracy`
-    75   stopped early with a good checkpoint: the same command goes on
-    130  stopped by Ctrl-C without one;  143  by SIGTERM without one
+0    done
+1    failed: a bug of ours, or the machine (disk, network, memory)
+2    usage or configuration
+3    data refused
+4    a gate failed: an export that disagrees, a score below `evaluate.min_accuracy`
+75   stopped early with a good checkpoint: the same command goes on
+130  stopped by Ctrl-C without one;  143  by SIGTERM without one
 """
 
 

@@ -30,7 +30,7 @@ STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code, as in `pipeline.errors`."""
-    options = _parser().parse_args(arguments)
+    options = _parsed(arguments)
     try:
         if options.command == "predict":
             return _predict(options.run, options.images)
@@ -143,6 +143,17 @@ COMMANDS = {
     "status": "which stages are fresh, which are not, and why",
     "config": "print the resolved configuration",
 }
+
+
+def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may come before and after flags, which argparse does not know of subcommands."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if strange := [word for word in more if word.startswith("-") or not hasattr(options, "words")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if more:
+        options.words += more
+    return options
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,5 +1,6 @@
 """The pipeline on one page: each artifact, and what it is made from."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,7 +13,7 @@ from pipeline.errors import ConfigError
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.models import MODELS
 from pipeline.learning.optim import OPTIMIZERS, SCHEDULES
-from pipeline.runtime.runner import A, Input, Look, Stage, artifact, look
+from pipeline.runtime.manifests import A, Input, Look, Stage, artifact, look
 from pipeline.runtime.trackers import TRACKERS
 from pipeline.stages.artifacts import ExportedModel, PreparedData, Report, TrainedModel
 
@@ -76,17 +77,16 @@ def check(config: Config) -> Config:
                     "augment": tuple(bound(AUGMENTATIONS, f"train.augment.{k}", s) for k, s in enumerate(train.augment)),
                 }
             ),
-            "run": run.model_copy(
-                update={"trackers": tuple(bound(TRACKERS, f"run.trackers.{k}", s) for k, s in enumerate(run.trackers))}
-            ),
+            "run": run.model_copy(update={"trackers": tuple(bound(TRACKERS, f"run.trackers.{k}", s) for k, s in enumerate(run.trackers))}),
         }
     )
 
 
 def check_size(config: Config, processes: int) -> None:
-    """
+    """See that the global batch can be cut into a part for each process and micro-batch.
+
     Raises:
-        ConfigError: the global batch is too small to be cut into that many parts.
+        ConfigError: it is too small.
     """
     parts = processes * config.train.accumulate
     if config.train.batch_size < parts:
@@ -106,8 +106,6 @@ def status(config: Config) -> dict[str, Look | None]:
             raise LookupError(stage.name)
         return artifact(stage, seen.place, seen.manifest)
 
-    try:
+    with contextlib.suppress(LookupError):
         _ = Plan(config, only_look).exported
-    except LookupError:
-        pass
     return found

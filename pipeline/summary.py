@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.config import Config
 from pipeline.plan import Plan
 from pipeline.runtime import files
-from pipeline.runtime.runner import Manifest
+from pipeline.runtime.manifests import Manifest
 
 
 def summarise(plan: Plan, manifests: Mapping[str, Manifest], folder: Path) -> dict[str, Any]:

@@ -106,9 +106,7 @@ class TrainBatches(Dataset[Tensor]):
         if self._images.resident or workers == 0:
             taken: Iterator[Tensor] = (self[step] for step in range(first, last))
         else:
-            taken = iter(
-                DataLoader(self, batch_size=None, sampler=range(first, last), num_workers=workers, multiprocessing_context="fork")
-            )
+            taken = iter(DataLoader(self, batch_size=None, sampler=range(first, last), num_workers=workers, multiprocessing_context="fork"))
         for step, images in zip(range(first, last), taken, strict=True):
             yield self._images.batch(images, self.index(step), functools.partial(self._changed, step))
 

@@ -5,8 +5,7 @@ are, wherever they lie; `load` reads them, and downloads them first where that i
 """
 
 import functools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,32 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.config import Spec
-from pipeline.data import formats, hub
-from pipeline.data.download import download, file_md5
+from pipeline.data import hub
+from pipeline.data.classics import cifar10, mnist
+from pipeline.data.raw import Images, RawDataset, RawSplit, Source
 from pipeline.errors import DataError
 from pipeline.runtime import fingerprint
-
-Image = NDArray[np.uint8] | Path | bytes  # [C, H, W], or an encoded image
-
-
-@dataclass(frozen=True)
-class RawSplit:
-    images: Sequence[Image]
-    labels: NDArray[np.int64]  # [N], in [0, classes)
-
-
-@dataclass(frozen=True)
-class RawDataset:
-    train: RawSplit
-    test: RawSplit
-    classes: list[str]
-    notes: list[str] = field(default_factory=list)  # what a reader of the report should know
-
-
-@dataclass(frozen=True)
-class Source:
-    identity: Any  # plain data: equal for equal images
-    load: Callable[[], RawDataset]
 
 
 class RawData:
@@ -94,109 +72,6 @@ def synthetic(
         return RawDataset(split(train), split(test), [f"class {k}" for k in range(classes)])
 
     return Source(None, load)
-
-
-MNIST_MIRRORS = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
-MNIST_FILES = {  # name: md5 of the .gz, md5 of what is in it; as torchvision has them
-    "train-images-idx3-ubyte": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "6bbc9ace898e44ae57da46a324031adb"),
-    "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
-    "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
-    "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
-}
-
-
-def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
-    """MNIST from the four official IDX files, gzipped or not, downloaded when absent."""
-    folder = next((f for f in (root / "MNIST" / "raw", root / "raw", root) if _idx(f, "train-images-idx3-ubyte")), None)
-    place = folder or root / "MNIST" / "raw"
-    digests = {}
-    for name, official in MNIST_FILES.items():
-        path = _idx(place, name)
-        digest = file_md5(path) if path else official[0]
-        digests[name] = "official" if digest in official else digest
-
-    def load() -> RawDataset:
-        for name, (gz, _) in MNIST_FILES.items():
-            if not _idx(place, name):
-                download(place / f"{name}.gz", [f"{m.rstrip('/')}/{name}.gz" for m in mirrors], gz)
-        arrays = {name: formats.read_idx(_idx(place, name) or place) for name in MNIST_FILES}
-        return RawDataset(_mnist_split(arrays, "train"), _mnist_split(arrays, "t10k"), [str(k) for k in range(10)], _altered(digests))
-
-    return Source(digests, load)
-
-
-def _mnist_split(arrays: dict[str, NDArray[np.uint8]], part: str) -> RawSplit:
-    images, labels = arrays[f"{part}-images-idx3-ubyte"], arrays[f"{part}-labels-idx1-ubyte"]
-    if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(f"MNIST {part}: images {images.shape} and labels {labels.shape} do not belong together")
-    return RawSplit(images[:, None], labels.astype(np.int64))
-
-
-def _idx(folder: Path, name: str) -> Path | None:
-    return next((p for p in (folder / name, folder / f"{name}.gz") if p.is_file()), None)
-
-
-CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
-CIFAR10_TAR = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
-CIFAR10_FILES = {  # name: md5; as torchvision has them
-    "data_batch_1": "c99cafc152244af753f735de768cd75f",
-    "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
-    "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
-    "data_batch_4": "634d18415352ddfa80567beed471001a",
-    "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
-    "test_batch": "40351d587109b95175f43aff81a1287e",
-}
-CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-
-
-def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source:
-    """CIFAR-10 from the python batches, the binary ones, or the tar of either; downloaded when absent."""
-    folders = [root / "cifar-10-batches-py", root / "cifar-10-batches-bin", root]
-    tars = [root / CIFAR10_TAR[0], root / "cifar-10-binary.tar.gz"]
-    suffix, folder = next(((s, f) for f in folders for s in ("", ".bin") if (f / f"test_batch{s}").is_file()), ("", None))
-    tar = next((t for t in tars if t.is_file()), tars[0]) if folder is None else None
-    suffix = ".bin" if tar == tars[1] else suffix
-    names = [name + suffix for name in CIFAR10_FILES]
-    if folder is not None:
-        digests = {n: file_md5(folder / n) if (folder / n).is_file() else "absent" for n in names}
-    else:
-        digests = dict(CIFAR10_FILES) if tar == tars[0] and not tar.is_file() else {t.name: file_md5(t) for t in tars if t.is_file()}
-    if CIFAR10_TAR[1] in digests.values() or digests == CIFAR10_FILES:
-        digests = {"cifar-10-batches-py": "official"}
-
-    def load() -> RawDataset:
-        if tar is not None and not tar.is_file():
-            download(tar, [f"{m.rstrip('/')}/{tar.name}" for m in mirrors], CIFAR10_TAR[1])
-        contents = formats.read_members(tar, names) if tar else _contents(folder or root, names)
-        missing = [name for name in names if name not in contents]
-        if missing:
-            raise DataError(f"{tar or folder}: no {', '.join(missing)}; delete it and run again to download CIFAR-10")
-        splits = [_cifar10_batch(contents[name], name) for name in names]
-        train = RawSplit(np.concatenate([s[0] for s in splits[:5]]), np.concatenate([s[1] for s in splits[:5]]))
-        return RawDataset(train, RawSplit(*splits[5]), CIFAR10_CLASSES, _altered(digests))
-
-    return Source(digests, load)
-
-
-def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:
-    return {name: (folder / name).read_bytes() for name in names if (folder / name).is_file()}
-
-
-def _cifar10_batch(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    if name.endswith(".bin"):
-        return formats.read_cifar_binary(content, name)
-    batch = formats.read_cifar_pickle(content, name)
-    images, labels = batch.get("data"), batch.get("labels")
-    if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
-        raise DataError(f"{name}: no uint8 array [N, 3072] called 'data'")
-    if not isinstance(labels, list) or len(labels) != len(images) or not all(isinstance(k, int) for k in labels):
-        raise DataError(f"{name}: no list of {len(images)} whole numbers called 'labels'")
-    return images.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
-
-
-def _altered(digests: dict[str, str]) -> list[str]:
-    names = [name for name, digest in digests.items() if digest != "official" and CIFAR10_FILES.get(name) != digest]
-    return [f"not the official files, by their checksums: {', '.join(names)}"] if names else []
 
 
 def folder(root: Path) -> Source:
@@ -255,10 +130,10 @@ def huggingface(
 
     `train` and `test` name its splits; `image` and `label` its columns, found by type if not given.
     """
-    return Source(*hub.source(path or str(root), revision, (train, test), image, label))
+    return hub.source(path or str(root), revision, (train, test), image, label)
 
 
-def _split(images: Sequence[Any], labels: NDArray[np.int64], classes: list[str], notes: list[str]) -> RawDataset:
+def _split(images: Images, labels: NDArray[np.int64], classes: list[str], notes: list[str]) -> RawDataset:
     """Every fifth image of each class to test, the others to train, in their order."""
     rank = np.empty(len(labels), np.int64)
     for k in range(len(classes)):
@@ -268,8 +143,8 @@ def _split(images: Sequence[Any], labels: NDArray[np.int64], classes: list[str],
     return RawDataset(parts[0], parts[1], classes, notes)
 
 
-def _take(images: Sequence[Any], index: NDArray[np.int64]) -> Sequence[Any]:
-    return images[index] if isinstance(images, np.ndarray) else [images[i] for i in index]  # type: ignore[no-any-return]
+def _take(images: Images, index: NDArray[np.int64]) -> Images:
+    return images[index] if isinstance(images, np.ndarray) else [images[i] for i in index]
 
 
 DATASETS: dict[str, Callable[..., Source]] = {

@@ -1,11 +1,11 @@
 """Files from the web: resumed, checked by size and digest, and there only when whole."""
 
 import hashlib
-import os
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from filelock import FileLock
 from tqdm import tqdm
@@ -35,7 +35,7 @@ def download(path: Path, urls: Sequence[str], md5: str) -> None:
                 failures.append(f"{url}: {getattr(error, 'reason', error)}")
                 continue
             if file_md5(part) == md5:
-                os.replace(part, path)
+                part.replace(path)
                 return
             failures.append(f"{url}: the file is not the one expected")
             part.unlink()
@@ -69,5 +69,5 @@ def _fetch(url: str, part: Path) -> None:
             raise OSError(f"cut off at {part.stat().st_size:,} of {total:,} bytes")
 
 
-def _bar(url: str, first: int, total: int) -> "tqdm[None]":
+def _bar(url: str, first: int, total: int) -> "tqdm[NoReturn]":
     return tqdm(total=total or None, initial=first, unit="B", unit_scale=True, desc=url.rpartition("/")[2], leave=False)

@@ -1,31 +1,29 @@
 """Data sets of the Hugging Face Hub, and local Parquet and Arrow files, through `datasets`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data.raw import RawDataset, RawSplit, Source
 from pipeline.errors import DataError
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from pipeline.data.datasets import RawDataset
 
 FORMATS = ("parquet", "arrow")
 
 
-def source(path: str, revision: str, splits: tuple[str, str], image: str, label: str) -> tuple[Any, Callable[[], "RawDataset"]]:
+def source(path: str, revision: str, splits: tuple[str, str], image: str, label: str) -> Source:
     """What `path` is, and a function that reads it: local files if it is a folder, else a name on the Hub."""
     local = Path(path)
     found = sorted(p for f in FORMATS for p in local.rglob(f"*.{f}")) if local.is_dir() else []
-    identity = [(str(p.relative_to(local)), p.stat().st_size, p.stat().st_mtime_ns) for p in found] or [path, revision]
+    identity = [[str(p.relative_to(local)), p.stat().st_size, p.stat().st_mtime_ns] for p in found] or [[path, revision]]
 
-    def load() -> "RawDataset":
-        from pipeline.data.datasets import RawDataset, RawSplit
-
+    def load() -> RawDataset:
         if not found and (local.is_dir() or local.is_absolute()):
             raise DataError(f"no Parquet or Arrow files in {path}; set data.root or data.source.path")
         parts = [_open(path, revision, found, name) for name in splits]
@@ -34,7 +32,7 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
         train, test = (RawSplit(_Images(part, columns[0]), _labels(part, columns[1], classes)) for part in parts)
         return RawDataset(train, test, classes)
 
-    return identity, load
+    return Source(identity, load)
 
 
 def _open(path: str, revision: str, found: Sequence[Path], split: str) -> "Dataset":

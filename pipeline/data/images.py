@@ -47,9 +47,10 @@ def _open(image: Path | bytes, name: str) -> PIL.Image.Image:
 
 
 def grid(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str], columns: int = 10) -> PIL.Image.Image:
-    """A picture of the first `columns` images of each class, a row a class, its name on the left."""
+    """A picture of the first `columns` images of each class (of 20 at most), a row a class, its name on the left."""
     from PIL import ImageDraw, ImageFont
 
+    classes = classes[:20]
     side = max(32, min(96, images.shape[-1]))
     font = ImageFont.load_default(14)
     margin = 16 + max(int(font.getlength(name)) for name in classes)

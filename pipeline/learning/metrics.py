@@ -18,7 +18,7 @@ class Tally:
 
     @torch.no_grad()
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """logits [B, K], labels [B], losses [B]; nothing waits for the device."""
+        """Logits [B, K], labels [B], losses [B]; nothing waits for the device."""
         hits = logits.argmax(1) == labels
         self.sums += torch.stack([torch.ones_like(losses), losses, hits.to(losses.dtype)]).sum(1, dtype=self.sums.dtype)
 

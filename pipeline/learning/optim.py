@@ -15,9 +15,7 @@ def sgd(model: "nn.Module", *, momentum: float = 0.0, nesterov: bool = False, we
     return torch.optim.SGD(model.parameters(), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(model))
 
 
-def adam(
-    model: "nn.Module", *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0
-) -> "Optimizer":
+def adam(model: "nn.Module", *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0) -> "Optimizer":
     import torch
 
     return torch.optim.Adam(model.parameters(), betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=_fused(model))
@@ -44,9 +42,7 @@ def step_decay(step: int, steps: int, per_epoch: float, *, every: float = 5.0, f
     return factor ** math.floor(step / per_epoch / every)
 
 
-def one_cycle(
-    step: int, steps: int, per_epoch: float, *, warmup: float = 0.3, start: float = 0.04, end: float = 4e-6
-) -> float:
+def one_cycle(step: int, steps: int, per_epoch: float, *, warmup: float = 0.3, start: float = 0.04, end: float = 4e-6) -> float:
     """Half a cosine from `start` up to 1 over the share `warmup` of the steps, then another down to `end`.
 
     L. N. Smith, N. Topin, "Super-convergence", 2018; the shape and defaults of torch's OneCycleLR

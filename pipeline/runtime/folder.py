@@ -1,11 +1,11 @@
 """runs/<name>/: what a person opens, and what scripts read.
 
-    prepare, train, evaluate, export   links to this run's artifacts
-    config.yaml                        the resolved configuration
-    status.json                        how it stands: running, done, stopped or failed, and the exit code
-    summary.json                       of a finished run: results, counts, seconds, paths
-    metrics.jsonl, report              links into the artifacts
-    logs/rank-<n>.log                  what the processes other than the main one print
+prepare, train, evaluate, export   links to this run's artifacts
+config.yaml                        the resolved configuration
+status.json                        how it stands: running, done, stopped or failed, and the exit code
+summary.json                       of a finished run: results, counts, seconds, paths
+metrics.jsonl, report              links into the artifacts
+logs/rank-<n>.log                  what the processes other than the main one print
 """
 
 import os
@@ -43,7 +43,7 @@ class RunFolder:
 
 def _link(link: Path, target: Path) -> None:
     relative = os.path.relpath(target.absolute(), link.parent.absolute())
-    if link.is_symlink() and os.readlink(link) == relative:
+    if link.is_symlink() and str(link.readlink()) == relative:
         return
     fresh = link.with_name(f".{link.name}.{os.getpid()}")
     fresh.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
 """The record of a training: an append-only JSONL file, the same bytes however often it was interrupted.
 
-    metrics.jsonl   {"step": n, "train/loss": ..., ...}   only what is a function of the recipe
-    timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine
+metrics.jsonl   {"step": n, "train/loss": ..., ...}   only what is a function of the recipe
+timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine
 """
 
 import json

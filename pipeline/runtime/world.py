@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import hashlib
 import logging
+import warnings
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any
@@ -59,7 +60,9 @@ class World:
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._generators = [torch.default_generator]
         if self.device.type == "cuda":
-            self._generators += torch.cuda.default_generators[:] if self.strategy == "dp" else [torch.cuda.default_generators[self.device.index]]
+            self._generators += (
+                torch.cuda.default_generators[:] if self.strategy == "dp" else [torch.cuda.default_generators[self.device.index]]
+            )
         if self.size != launch.size:
             raise ConfigError(f"{launch.size} processes were launched, but {self.size} came together")
 
@@ -71,8 +74,8 @@ class World:
             if error is None or isinstance(error, Stopped):
                 dist.barrier()  # a launcher ends the others when one has left; the main one may still be writing
             dist.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)  # type: ignore[no-untyped-call]
-        GradientState._reset_state()  # type: ignore[no-untyped-call]
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
 
     def __str__(self) -> str:
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
@@ -94,12 +97,17 @@ class World:
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             model.eval()(torch.zeros(1, *shape, dtype=self.dtype, device=self.device))
         model.train(training)
-        return counter.get_total_flops()
+        return int(counter.get_total_flops())
 
     def _distributed(self, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
-        """DDP, with its buckets settled: it lays them out anew after the first pass, and with three or more
-        processes another layout adds in another order. Two passes that leave no trace make a resumed run equal."""
-        wrapped: nn.Module = self._accelerator.prepare_model(model)
+        """DDP with its buckets settled.
+
+        It lays them out anew after the first pass, and with three or more processes another layout
+        adds in another order. Two passes that leave no trace make a resumed run equal to the bit.
+        """
+        with warnings.catch_warnings():  # `broadcast_buffers` has another name in newer torch, not in the oldest we support
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped: nn.Module = self._accelerator.prepare_model(model)
         before = {name: buffer.clone() for name, buffer in model.named_buffers()}
         for _ in range(2):
             self.forward(wrapped, torch.zeros(2, *shape, dtype=self.dtype, device=self.device)).sum().backward()  # type: ignore[no-untyped-call]

@@ -5,7 +5,7 @@ from typing import Any
 from pipeline.config import Spec
 from pipeline.data import shards
 from pipeline.data.shards import Shards
-from pipeline.runtime.runner import Artifact
+from pipeline.runtime.manifests import Artifact
 
 
 class PreparedData(Artifact):

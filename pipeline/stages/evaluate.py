@@ -60,7 +60,8 @@ def measure(model: nn.Module, data: PreparedData, trained: TrainedModel, split: 
         matrix += metrics.confusion(logits, labels)
     confusion = world.sum(matrix).tolist()
     seen = len(images)
-    per_class = [{"class": name, "images": sum(row), "correct": row[k]} for k, (name, row) in enumerate(zip(data.classes, confusion, strict=True))]
+    rows = enumerate(zip(data.classes, confusion, strict=True))
+    per_class = [{"class": name, "images": sum(row), "correct": row[k]} for k, (name, row) in rows]
     return {
         "images": seen,
         "loss": Tally(world.sum(tally.sums)).means()["loss"],
@@ -95,6 +96,8 @@ def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: Tra
     (space.dir / "report").mkdir(exist_ok=True)
     files.write_json(space.dir / "metrics.json", {"weights": trained.selected, **measured})
     pictures = report.write(space.dir / "report", measured, data, trained, space.config)
-    space.trackers.log(trained.steps, {f"{split}/{k}": v for split, m in measured.items() for k, v in m.items() if isinstance(v, int | float)})
+    space.trackers.log(
+        trained.steps, {f"{split}/{k}": v for split, m in measured.items() for k, v in m.items() if isinstance(v, int | float)}
+    )
     for name, path in {**pictures, "samples": data.dir / "samples.png"}.items():
         space.trackers.picture(name, path)

@@ -28,6 +28,9 @@ BATCH = 500
 class Exported(nn.Module):
     """uint8 pixels [B, C, H, W] -> logits and probabilities [B, K]; the normalisation is inside."""
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(self, model: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
         super().__init__()
         self.model = model
@@ -40,7 +43,8 @@ class Exported(nn.Module):
 
 
 def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, report: Report, space: Workspace) -> ExportedModel:
-    """
+    """Write every format, compare it with the eager model, and say so on the card.
+
     Raises:
         GateError: ONNX and the eager model do not agree on the test split.
     """
@@ -128,7 +132,7 @@ def _card(data: PreparedData, trained: TrainedModel, report: Report, exported: E
     import yaml
 
     notes = "".join(f"\n- {note}" for note in data.notes)
-    shape = "×".join(map(str, trained.shape))
+    shape = "x".join(map(str, trained.shape))
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
 

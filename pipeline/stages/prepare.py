@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.data import shards
-from pipeline.data.datasets import RawData, RawDataset, RawSplit
+from pipeline.data.datasets import RawData
 from pipeline.data.images import grid, pixels
+from pipeline.data.raw import RawDataset, RawSplit
 from pipeline.errors import DataError
 from pipeline.runtime.console import Progress, say
 from pipeline.runtime.runner import Workspace
@@ -67,7 +68,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
 
 
 def stratified(labels: NDArray[np.int64], fraction: float, seed: int) -> NDArray[np.bool_]:
-    """bool [N]: `fraction` of each class, to the nearest image, drawn by (seed, class)."""
+    """Bool [N]: `fraction` of each class, to the nearest image, drawn by (seed, class)."""
     chosen = np.zeros(len(labels), bool)
     for k in np.unique(labels):
         members = np.flatnonzero(labels == k)

@@ -14,12 +14,18 @@ from pipeline.runtime import files, journal
 from pipeline.stages.artifacts import PreparedData, TrainedModel
 
 mpl.use("agg")
-STYLE = {"svg.hashsalt": "pipeline", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.fonttype": "none"}
+STYLE: dict[str, Any] = {
+    "svg.hashsalt": "pipeline",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.fonttype": "none",
+}
 
 
 def write(folder: Path, measured: dict[str, dict[str, Any]], data: PreparedData, trained: TrainedModel, config: Config) -> dict[str, Path]:
     """`index.html` in `folder`, and its pictures as PNG for the trackers; their names and paths."""
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figures = {
             "curves": curves(journal.read(trained.dir / "metrics.jsonl")),
             "confusion": matrix(np.array(measured["test"]["confusion"]), data.classes),

@@ -1,0 +1,161 @@
+"""What a stage makes, and the record of its making.
+
+artifacts/<stage>/<fingerprint>/                what the stage wrote, and
+artifacts/<stage>/<fingerprint>/manifest.json   written last: its presence means done
+"""
+
+import dataclasses
+import importlib
+import platform
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Generic, Literal, Protocol, TypeVar
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from pipeline import __version__
+from pipeline.config import Config
+from pipeline.runtime import files, fingerprint
+from pipeline.runtime.launch import hostname
+
+
+class Artifact(BaseModel):
+    """What a stage makes: facts, and files in `dir`. `digest` names the content, not the making."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dir: Path
+    digest: str = ""
+
+    def files(self) -> list[str]:
+        """The files that make up this artifact, relative to `dir`."""
+        raise NotImplementedError
+
+    def reasons(self) -> dict[str, Any]:
+        return {self.dir.parent.name: self.digest}  # by the name of the stage
+
+
+A = TypeVar("A", bound=Artifact)
+
+
+class Input(Protocol):
+    """What a stage is given: a section of the configuration, an artifact, a source of raw data."""
+
+    def reasons(self) -> dict[str, Any]: ...
+
+
+class Manifest(BaseModel):
+    """The record of one finished stage."""
+
+    model_config = ConfigDict(frozen=True)
+
+    stage: str
+    reasons: dict[str, Any]  # all that the fingerprint is made of, by name
+    outputs: files.Outputs
+    result: dict[str, Any]  # the artifact's facts
+    code: dict[str, str]  # module -> digest; recorded so that drift can be told
+    environment: dict[str, Any]  # recorded only
+    seconds: float
+
+    @property
+    def digest(self) -> str:
+        """Equal content keeps everything after it fresh, however it came about."""
+        return fingerprint.of_value([self.outputs, self.result])
+
+
+@dataclass(frozen=True)
+class Stage(Generic[A]):
+    """The function `name` of the module `pipeline.stages.<name>`: from inputs and a workspace to an artifact.
+
+    It is imported only when it is to run. Raise `version` when the meaning of its output changes.
+    `on` says where it runs: "first" on the main process before the others are met, "main" while
+    they wait, "all" on every process.
+    """
+
+    name: str
+    makes: type[A]
+    version: int
+    on: Literal["first", "main", "all"]
+
+    @property
+    def module(self) -> str:
+        return f"{fingerprint.PACKAGE}.stages.{self.name}"
+
+    def function(self) -> Callable[..., A]:
+        function: Callable[..., A] = getattr(importlib.import_module(self.module), self.name)
+        return function
+
+
+@dataclass(frozen=True)
+class Look:
+    """Whether a stage need run, and why."""
+
+    place: Path
+    reasons: dict[str, Any]
+    manifest: Manifest | None
+    why: str
+
+
+def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
+    """Whether `stage` of `inputs` has been made and is whole; if not, what has changed."""
+    reasons: dict[str, Any] = {"version": stage.version}
+    for value in inputs:
+        reasons |= value.reasons()
+    folder = config.run.artifacts.absolute() / stage.name
+    place = folder / fingerprint.of_value([stage.name, reasons])[:12]
+    manifest = read(place)
+    if manifest is None:
+        last = config.run.folder / config.run.name / stage.name
+        return Look(place, reasons, None, _why(place, read(last) or _newest(folder), reasons))
+    if broken := files.damage(place, manifest.outputs):
+        return Look(place, reasons, None, f"damaged: {broken}; made again")
+    drift = [m for m, d in fingerprint.of_modules(stage.module).items() if manifest.code.get(m) != d]
+    note = f" (code changed since: {', '.join(drift)}; --force {stage.name} makes it again)" if drift else ""
+    return Look(place, reasons, manifest, f"fresh{note}")
+
+
+def read(place: Path) -> Manifest | None:
+    """The manifest in `place`, or None if the stage never finished there."""
+    try:
+        return Manifest.model_validate(files.read_json(place / files.MANIFEST))
+    except ValidationError:
+        return None
+
+
+def artifact(stage: Stage[A], place: Path, manifest: Manifest) -> A:
+    return stage.makes.model_validate({**manifest.result, "dir": place, "digest": manifest.digest})
+
+
+def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism: Mapping[str, Any]) -> Look:
+    """Hash and sync what the stage wrote, and say so in its manifest."""
+    manifest = Manifest(
+        stage=stage.name,
+        reasons=found.reasons,
+        outputs=files.seal(found.place, result.files()),
+        result=result.model_dump(mode="json", exclude={"dir", "digest"}),
+        code=fingerprint.of_modules(stage.module),
+        environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **parallelism},
+        seconds=round(seconds, 3),
+    )
+    files.write_json(found.place / files.MANIFEST, manifest.model_dump(mode="json"))
+    return dataclasses.replace(found, manifest=manifest)
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("torch", "accelerate", "numpy")} | {"host": hostname()}
+
+
+def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:
+    if place.is_dir():
+        return "goes on where it stopped"
+    if before is None:
+        return "first time"
+    changed = [k for k in {**before.reasons, **reasons} if before.reasons.get(k) != reasons.get(k)]
+    return f"changed: {', '.join(changed)}" if changed else "its files are gone"
+
+
+def _newest(folder: Path) -> Manifest | None:
+    found = sorted(folder.glob(f"*/{files.MANIFEST}"), key=lambda p: p.stat().st_mtime)
+    return read(found[-1].parent) if found else None

@@ -1,0 +1,62 @@
+"""Running the same command again is how one resumes; what comes out is bit for bit the same."""
+
+from pathlib import Path
+
+import pytest
+from conftest import Run
+
+RECIPES = {
+    "momentum": ["train.optimizer={name: sgd, momentum: 0.9}"],
+    "adam": ["train.optimizer=adam", "train.lr=0.003"],
+    "dropout": ["train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16], dropout: 0.5}"],
+    "batch norm": ["train.model={name: resnet18, width: 2}", "train.epochs=2"],
+    "accumulation": ["train.accumulate=3"],
+    "bf16": ["train.precision=bf16"],
+    "step decay": ["train.schedule={name: step, every: 1}"],
+}
+
+
+def results(folder: Path) -> tuple[bytes, bytes]:
+    run = folder / "runs" / "tiny"
+    return (run / "train" / "weights.safetensors").read_bytes(), (run / "metrics.jsonl").read_bytes()
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_stopped_and_gone_on_equals_undisturbed(run: Run, tmp_path: Path, recipe: str) -> None:
+    assert run(*RECIPES[recipe], until="train", in_folder="whole").code == 0
+    assert run(*RECIPES[recipe], until="train", in_folder="parts", stop_at=15).code == 75
+    second = run(*RECIPES[recipe], until="train", in_folder="parts", stop_at=25)
+    assert second.code == 75
+    assert "going on from step-000000015" in second.output
+    assert run(*RECIPES[recipe], until="train", in_folder="parts").code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_several_processes_stop_at_one_step_and_go_on_exactly(run: Run, tmp_path: Path, processes: int) -> None:
+    assert run(until="train", in_folder="whole", processes=processes).code == 0
+    assert run(until="train", in_folder="parts", processes=processes, stop_at=15).code == 75
+    assert run(until="train", in_folder="parts", processes=processes).code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_killed_between_checkpoints_loses_nothing_but_time(run: Run, tmp_path: Path) -> None:
+    assert run(until="train", in_folder="whole").code == 0
+    assert run(until="train", in_folder="killed", kill_at=25).code == -9
+    assert run(until="train", in_folder="killed").code == 0
+    assert results(tmp_path / "killed") == results(tmp_path / "whole")
+
+
+def test_stopped_status_says_so(run: Run, tmp_path: Path) -> None:
+    import json
+
+    run(until="train", stop_at=15)
+    status = json.loads((tmp_path / "runs" / "tiny" / "status.json").read_text())
+    assert (status["state"], status["exit_code"]) == ("stopped", 75)
+    assert "after step 15" in status["message"]
+
+
+def test_log_cadence_does_not_change_the_weights(run: Run, tmp_path: Path) -> None:
+    run(until="train", in_folder="a")
+    run("run.log_every=7", "run.checkpoint_every=3", "run.keep=1", until="train", in_folder="b")
+    assert results(tmp_path / "a")[0] == results(tmp_path / "b")[0]

@@ -1,0 +1,73 @@
+"""The number of processes changes the speed, never the result."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Run
+from safetensors.numpy import load_file
+
+EXACT = ["train.precision=fp64"]
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+
+
+def assert_same(a: Path, b: Path) -> None:
+    """Curves, weights and counts of two runs agree to 1e-12."""
+    lines = curve(a), curve(b)
+    assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
+    np.testing.assert_allclose([[*x.values()] for x in lines[0] if "train/loss" in x], [[*x.values()] for x in lines[1] if "train/loss" in x], rtol=1e-12, atol=1e-12)
+    weights = [load_file(folder / "runs/tiny/train/weights.safetensors") for folder in (a, b)]
+    assert weights[0].keys() == weights[1].keys()
+    for name in weights[0]:
+        np.testing.assert_allclose(weights[0][name], weights[1][name], rtol=1e-11, atol=1e-12)
+
+
+def counts(folder: Path) -> Any:
+    return json.loads((folder / "runs/tiny/evaluate/metrics.json").read_text())["test"]["confusion"]
+
+
+@pytest.mark.parametrize(
+    ("processes", "how"),
+    [(2, []), (3, []), (1, ["train.accumulate=4"]), (2, ["train.accumulate=2"]), (1, ["run.strategy=dp"])],
+    ids=["two processes", "three processes", "accumulation", "two processes that accumulate", "DataParallel"],
+)
+def test_same_curve_weights_and_counts(run: Run, tmp_path: Path, processes: int, how: list[str]) -> None:
+    alone = run(*EXACT, in_folder="one")
+    assert alone.code == 0, alone.output
+    several = run(*EXACT, *how, in_folder="several", processes=processes)
+    assert several.code == 0, several.output
+    assert_same(tmp_path / "one", tmp_path / "several")
+    assert counts(tmp_path / "one") == counts(tmp_path / "several")
+    assert sum(map(sum, counts(tmp_path / "several"))) == 57
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
+def test_stopped_on_some_processes_goes_on_on_others(run: Run, tmp_path: Path, before: int, after: int) -> None:
+    assert run(*EXACT, in_folder="one").code == 0
+    assert run(*EXACT, in_folder="changed", processes=before, stop_at=15).code == 75
+    assert run(*EXACT, in_folder="changed", processes=after).code == 0
+    assert_same(tmp_path / "one", tmp_path / "changed")
+
+
+def test_other_processes_are_quiet_and_log_to_files(run: Run, tmp_path: Path) -> None:
+    run(processes=2)
+    assert (tmp_path / "output-1.txt").read_text() == ""
+    assert "2 processes (ddp)" in (tmp_path / "runs/tiny/logs/rank-1.log").read_text()
+
+
+def test_a_batch_smaller_than_the_world_is_refused(run: Run) -> None:
+    ended = run("train.batch_size=1", processes=2)
+    assert ended.code == 2
+    assert "train.batch_size: 1 images cannot be cut into 2 parts" in ended.output
+
+
+@pytest.mark.parametrize(("strategy", "processes"), [("dp", 2), ("ddp", 1)])
+def test_a_strategy_that_does_not_fit_is_refused(run: Run, strategy: str, processes: int) -> None:
+    ended = run(f"run.strategy={strategy}", processes=processes)
+    assert ended.code == 2
+    assert f"run.strategy: {strategy}" in ended.output
