@@ -70,10 +70,10 @@ class TrainConfig(Section):
 
     model: Spec = Spec(name="lenet5")
     loss: Spec = Spec(name="cross_entropy")
-    optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9, "weight_decay": 0.001})
+    optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9, "weight_decay": 0.003})
     lr: float = Field(0.02, gt=0)  # the rate that the schedule scales
     schedule: Spec = Spec(name="one_cycle")
-    epochs: float = Field(30, gt=0)  # passes over the training split
+    epochs: float = Field(45, gt=0)  # passes over the training split
     steps: int | None = Field(None, ge=1)  # updates; if given, instead of epochs
     batch_size: int = Field(32, ge=1)  # images an update, over all processes
     accumulate: int = Field(1, ge=1)  # parts into which a process cuts its share of a batch

@@ -55,10 +55,18 @@ def read_cifar_pickle(content: bytes, name: str) -> dict[str, Any]:
     return batch
 
 
+def _latin1(text: str, encoding: str) -> bytes:
+    """How Python 3 writes the bytes of an array into a pickle that Python 2 can read."""
+    if encoding != "latin1":
+        raise DataError(f"asks for the encoding {encoding!r}, which no CIFAR-10 batch needs")
+    return text.encode("latin1")
+
+
 class _ArraysOnly(pickle.Unpickler):
     """Unpickles builtin values and numpy arrays, and looks up nothing else."""
 
     _allowed: Mapping[tuple[str, str], Any] = {
+        ("_codecs", "encode"): _latin1,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]

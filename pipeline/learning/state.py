@@ -28,10 +28,11 @@ Weights = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Best:
-    """The weights with the highest validation accuracy so far; the earliest of equals."""
+    """The weights with the highest validation accuracy so far; of equals, those with the lowest loss."""
 
     step: int
     accuracy: float
+    loss: float
     weights: Weights
 
 
@@ -65,7 +66,7 @@ def save(state: TrainState, folder: Path, keep: int) -> None:
     best = None
     if state.best is not None:
         save_file(state.best.weights, partial / "best.safetensors")
-        best = {"step": state.best.step, "accuracy": state.best.accuracy}
+        best = {"step": state.best.step, "accuracy": state.best.accuracy, "loss": state.best.loss}
     values = {"step": state.step, "seconds": state.seconds, "best": best, "tally": state.tally.sums.tolist()}
     files.commit_folder(partial, final, values)
     for old in checkpoints(folder)[:-keep]:

@@ -103,12 +103,11 @@ def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
     reasons: dict[str, Any] = {"version": stage.version}
     for value in inputs:
         reasons |= value.reasons()
-    folder = config.run.artifacts.absolute() / stage.name
-    place = folder / fingerprint.of_value([stage.name, reasons])[:12]
+    place = config.run.artifacts.absolute() / stage.name / fingerprint.of_value([stage.name, reasons])[:12]
     manifest = read(place)
     if manifest is None:
-        last = config.run.folder / config.run.name / stage.name
-        return Look(place, reasons, None, _why(place, read(last) or _newest(folder), reasons))
+        before = read(config.run.folder / config.run.name / stage.name)  # what this run last linked to
+        return Look(place, reasons, None, _why(place, before, reasons))
     if broken := files.damage(place, manifest.outputs):
         return Look(place, reasons, None, f"damaged: {broken}; made again")
     drift = [m for m, d in fingerprint.of_modules(stage.module).items() if manifest.code.get(m) != d]
@@ -154,8 +153,3 @@ def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> st
         return "first time"
     changed = [k for k in {**before.reasons, **reasons} if before.reasons.get(k) != reasons.get(k)]
     return f"changed: {', '.join(changed)}" if changed else "its files are gone"
-
-
-def _newest(folder: Path) -> Manifest | None:
-    found = sorted(folder.glob(f"*/{files.MANIFEST}"), key=lambda p: p.stat().st_mtime)
-    return read(found[-1].parent) if found else None

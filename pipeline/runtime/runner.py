@@ -105,9 +105,10 @@ class Runner:
             return None
         with self._locked(found.place) if self.launch.is_main and found else contextlib.nullcontext():
             found = self._look(stage, *inputs)  # another run may have made it while this one waited
-            if self.launch.is_main and found and found.manifest is None:
+            if self.launch.is_main and found:
                 self._told(stage, found)
-                self._clear(found.place, all_of_it=self.force == stage.name)
+                if found.manifest is None:
+                    self._clear(found.place, all_of_it=self.force == stage.name)
             found = share(found)
             if found is None or found.manifest is not None:
                 return found
@@ -115,8 +116,8 @@ class Runner:
                 try:
                     found = self._run(stage, inputs, found)
                 except PipelineError as error:
-                    if stage.on == "main":
-                        share(error)
+                    if stage.on != "all":
+                        self._share(error)  # the others wait for the outcome, and end as this one does
                     raise
             return share(found)
 

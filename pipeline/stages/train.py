@@ -95,13 +95,13 @@ def initial_state(config: TrainConfig, data: PreparedData, world: World) -> Trai
 
 
 def validate(state: TrainState, images: Images, loss: Loss, space: Workspace) -> dict[str, float]:
-    """Loss and accuracy on the validation split; keeps the weights if none were better."""
+    """Loss and accuracy on the validation split; keeps the weights if they are the best so far."""
     tally = Tally.zero(space.world.device)
     for logits, labels in predictions(state.model, images, space):
         tally.add(logits, labels, loss(logits, labels))
     means = Tally(space.world.sum(tally.sums)).means()
-    if state.best is None or means["accuracy"] > state.best.accuracy:
-        state.best = Best(state.step, means["accuracy"], state.weights())
+    if state.best is None or (means["accuracy"], -means["loss"]) > (state.best.accuracy, -state.best.loss):
+        state.best = Best(state.step, means["accuracy"], means["loss"], state.weights())
     return means
 
 

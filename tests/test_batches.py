@@ -1,0 +1,90 @@
+"""The batch of a step is a function of (seed, step), cut in parts without loss."""
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.config import RunConfig
+from pipeline.data.batches import AUGMENT, Draws, Images, TrainBatches, eval_batches, global_index, random, share
+from pipeline.data.shards import Shards
+from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.world import World
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
+
+
+@pytest.fixture
+def world() -> World:
+    world = World(RunConfig(), Launch(), StopFlag(()), precision="no", threads=1)
+    with world:
+        yield world
+
+
+def split(sizes: list[int]) -> Shards:
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (n, 3, 8, 8), np.uint8) for n in sizes]
+    return Shards(images, np.arange(sum(sizes)))
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 10, 64, 250])
+def test_epochs_are_permutations_laid_end_to_end(batch_size: int) -> None:
+    steps = -(-300 // batch_size)
+    order = np.concatenate([global_index(100, batch_size, 5, step) for step in range(steps)])
+    for epoch in range(3):
+        assert sorted(order[epoch * 100 : (epoch + 1) * 100]) == list(range(100))
+    assert (order[:100] != order[100:200]).any()
+
+
+def test_any_step_can_be_asked_for_first() -> None:
+    in_order = [global_index(1000, 32, 1, step) for step in range(100)]
+    np.testing.assert_array_equal(global_index(1000, 32, 1, 77), in_order[77])
+
+
+def test_other_seeds_and_other_epochs_have_other_orders() -> None:
+    orders = {tuple(global_index(50, 50, seed, epoch)) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25
+
+
+@pytest.mark.parametrize(("count", "size"), [(10, 3), (2, 3), (0, 4), (128, 8), (5, 1)])
+def test_shares_are_even_and_lose_nothing(count: int, size: int) -> None:
+    rows = [range(count)[share(count, rank, size)] for rank in range(size)]
+    assert [i for part in rows for i in part] == list(range(count))
+    assert max(map(len, rows)) - min(map(len, rows)) <= 1
+
+
+def test_draws_are_made_for_the_whole_batch_then_cut() -> None:
+    def drawn(rows: slice) -> torch.Tensor:
+        draws = Draws(random(3, 14, AUGMENT), 10, rows, torch.device("cpu"))
+        return torch.cat([draws.uniform(2), draws.integers(0, 9, 2).float()], 1)
+
+    parts = [drawn(share(10, rank, 3)) for rank in range(3)]
+    torch.testing.assert_close(torch.cat(parts), drawn(slice(0, 10)), rtol=0, atol=0)
+
+
+def test_shards_are_one_split(world: World) -> None:
+    whole, parts = (Images(split(sizes), world, [0.5] * 3, [0.5] * 3) for sizes in ([60], [25, 1, 34]))
+    one = Images(Shards([np.concatenate(split([25, 1, 34]).images)], whole.labels.numpy()), world, [0.5] * 3, [0.5] * 3)
+    index = np.array([59, 0, 25, 26, 24, 24])
+    assert torch.equal(parts.take(index), one.take(index))
+
+
+def test_workers_read_the_same_batches(world: World) -> None:
+    images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
+    images.resident = False  # as if they did not fit on the device
+    batches = TrainBatches(images, world, batch_size=8, seed=1)
+    for alone, read_ahead in zip(batches.steps(3, 9), batches.steps(3, 9, workers=2), strict=True):
+        assert torch.equal(alone.images, read_ahead.images)
+        assert torch.equal(alone.labels, read_ahead.labels)
+
+
+def test_pixels_are_normalised_a_channel(world: World) -> None:
+    shards = split([4])
+    batch = next(eval_batches(Images(shards, world, [0.1, 0.2, 0.3], [0.5, 0.6, 0.7]), world, batch_size=4))
+    expected = (shards.images[0] / 255 - np.array([0.1, 0.2, 0.3])[:, None, None]) / np.array([0.5, 0.6, 0.7])[:, None, None]
+    np.testing.assert_allclose(batch.images.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_evaluation_reads_each_row_once_in_order(world: World) -> None:
+    images = Images(split([23]), world, [0] * 3, [1] * 3)
+    labels = torch.cat([batch.labels for batch in eval_batches(images, world, batch_size=5)])
+    assert labels.tolist() == list(range(23))

@@ -1,0 +1,83 @@
+"""An export is proven equal to the trained model, and needs nothing of ours."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from conftest import Run
+from processes import launch
+from safetensors.numpy import load_file
+
+STRANGER = """
+import json, sys
+import numpy as np, onnxruntime
+session = onnxruntime.InferenceSession("model.onnx")
+images = np.load("images.npy")
+logits, probabilities = session.run(None, {"images": images})
+assert "torch" not in sys.modules and "pipeline" not in sys.modules
+print(json.dumps([logits.argmax(1).tolist(), probabilities.sum(1).tolist(), len(session.run(None, {"images": images[:1]})[0])]))
+"""
+
+
+def test_a_stranger_gets_the_evaluated_accuracy_from_raw_pixels(run: Run, tmp_path: Path) -> None:
+    import datasets
+
+    ended = run()
+    assert ended.code == 0, ended.output
+    test = datasets.Dataset.from_file(str(tmp_path / "runs/tiny/prepare/test-00000.arrow"))
+    export = tmp_path / "runs/tiny/export"
+    np.save(export / "images.npy", np.array(test["image"], np.uint8).reshape(-1, 3, 12, 12))
+    told = subprocess.run([sys.executable, "-I", "-c", STRANGER], cwd=export, capture_output=True, text=True, check=True)
+    classes, sums, one = json.loads(told.stdout)
+    right = np.mean(np.array(classes) == np.array(test["label"]))
+    assert right == ended.summary["test_accuracy"]
+    np.testing.assert_allclose(sums, 1, atol=1e-6)
+    assert one == 1
+
+
+def test_the_exported_weights_are_the_trained_ones(run: Run, tmp_path: Path) -> None:
+    run()
+    exported, trained = (load_file(tmp_path / "runs/tiny" / name) for name in ("export/model.safetensors", "train/weights.safetensors"))
+    assert exported.keys() == trained.keys()
+    assert all((exported[k] == trained[k]).all() for k in trained)
+
+
+def test_an_export_that_disagrees_is_refused_on_every_process(run: Run, tmp_path: Path) -> None:
+    ended = run("export.tolerance=1e-12", processes=2)
+    assert ended.code == 4, ended.output
+    assert "ONNX differs from the eager model" in ended.output
+    assert json.loads((tmp_path / "runs/tiny/status.json").read_text())["exit_code"] == 4
+    assert not (tmp_path / "runs/tiny/export").exists()
+
+
+def test_a_score_below_the_gate_fails_with_4(run: Run) -> None:
+    ended = run("evaluate.min_accuracy=1", "train.steps=1", processes=2)
+    assert ended.code == 4
+    assert "is below evaluate.min_accuracy=1.0" in ended.output
+
+
+def test_the_card_tells_results_and_use(run: Run, tmp_path: Path) -> None:
+    import yaml
+
+    summary = run().summary
+    card = (tmp_path / "runs/tiny/export/README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["model-index"][0]["results"][0]["metrics"][0]["value"] == summary["test_accuracy"]
+    assert 'onnxruntime.InferenceSession("model.onnx")' in card
+
+
+def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
+    no_run = launch(tmp_path, ["predict", "runs/none", "x.png"])
+    assert (no_run.code, no_run.output) == (2, "pipeline: no export in runs/none; give the folder of a finished run or of its export\n")
+    run()
+    (tmp_path / "x.png").write_bytes(b"no image")
+    broken = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
+    assert broken.code == 3
+    assert broken.output.startswith("pipeline: cannot read the image x.png")
+    missing = launch(tmp_path, ["predict", "runs/tiny", "y.png"])
+    assert missing.code == 3
+    PIL.Image.new("L", (50, 40)).save(tmp_path / "x.png")
+    assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.startswith("x.png: class ")

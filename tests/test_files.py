@@ -1,0 +1,60 @@
+"""Files are whole or absent, and damage is noticed before use."""
+
+from pathlib import Path
+
+import pytest
+
+from pipeline.runtime import files
+from pipeline.runtime.journal import Journal, read
+
+
+def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
+    files.write_whole(tmp_path / "x", "old")
+    with pytest.raises(TypeError):
+        files.write_json(tmp_path / "x", object())
+    assert (tmp_path / "x").read_text() == "old"
+    assert list(tmp_path.iterdir()) == [tmp_path / "x"]
+
+
+@pytest.mark.parametrize("harm", ["flip", "cut", "delete"])
+def test_damage_is_noticed_and_named(tmp_path: Path, harm: str) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_bytes(b"0123456789" * 100)
+    outputs = files.seal(tmp_path, ["a", "b"])
+    assert files.damage(tmp_path, outputs) == ""
+    content = bytearray((tmp_path / "b").read_bytes())
+    if harm == "flip":
+        content[500] ^= 1
+        (tmp_path / "b").write_bytes(content)
+    elif harm == "cut":
+        (tmp_path / "b").write_bytes(content[:-1])
+    else:
+        (tmp_path / "b").unlink()
+    assert files.damage(tmp_path, outputs).startswith("b")
+
+
+def test_a_committed_folder_lists_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "partial").mkdir()
+    (tmp_path / "partial" / "x").write_text("x")
+    files.commit_folder(tmp_path / "partial", tmp_path / "final", {"step": 3})
+    manifest = files.read_json(tmp_path / "final" / files.MANIFEST)
+    assert (manifest["step"], list(manifest["outputs"])) == (3, ["x"])
+    assert not (tmp_path / "partial").exists()
+
+
+def test_a_journal_opened_at_a_step_forgets_what_came_after(tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "j", step=0)
+    for step in (5, 10, 15):
+        journal.append(step, {"loss": step / 3})
+    journal.close()
+    again = Journal(tmp_path / "j", step=10)
+    again.append(12, {"loss": 0.0})
+    again.close()
+    assert [line["step"] for line in read(tmp_path / "j")] == [5, 10, 12]
+
+
+def test_a_line_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
+    (tmp_path / "j").write_bytes(b'{"step": 5, "loss": 1.0}\n{"step": 10, "lo')
+    assert [line["step"] for line in read(tmp_path / "j")] == [5]
+    Journal(tmp_path / "j", step=10).close()
+    assert (tmp_path / "j").read_bytes() == b'{"step": 5, "loss": 1.0}\n'

@@ -1,0 +1,37 @@
+"""The main job, end to end, as a new user has it."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+from processes import launch
+
+
+def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Path) -> None:
+    ended = launch(tmp_path, ["run", "run.trackers=[]", "--json"])
+    assert ended.code == 0, ended.output
+    summary = ended.summary
+    assert summary["test_accuracy"] >= 0.98
+    assert summary["validation_accuracy"] >= 0.96
+    assert summary["counts"] == {"train": 1299, "validation": 143, "test": 355}
+    assert (summary["world_size"], summary["strategy"], summary["device"]) == (1, "single", "cpu")
+    assert summary["onnx_agreement"] == 1
+    assert summary == json.loads((tmp_path / "runs/digits/summary.json").read_text())
+    for what in ("model", "report", "metrics"):
+        assert Path(summary["paths"][what]).is_file()
+    assert json.loads((tmp_path / "runs/digits/status.json").read_text())["state"] == "done"
+    assert "model    runs/digits/export/model.onnx" in ended.output
+    assert "next: pipeline predict" in ended.output
+    page = (tmp_path / "runs/digits/report/index.html").read_text()
+    assert page.count("<svg") == 2
+    assert "src=\"http" not in page
+
+    from sklearn.datasets import load_digits
+
+    zero = PIL.Image.fromarray(np.rint(load_digits().images[0] * 255 / 16).astype(np.uint8))
+    zero.save(tmp_path / "zero.png")
+    told = launch(tmp_path, ["predict", "runs/digits", "zero.png"])
+    name, _, answer = told.output.partition(": ")
+    assert (told.code, name, answer.split()[0]) == (0, "zero.png", "0")
+    assert float(answer.split()[1]) > 0.9

@@ -1,0 +1,114 @@
+"""Prepared data: splits that do not touch, exact statistics, shards that others can read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL.Image
+import pytest
+from conftest import Run
+
+from pipeline.data.datasets import DATASETS
+from pipeline.stages.prepare import stratified
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    return dict(json.loads((folder / "runs/tiny/prepare/manifest.json").read_text())["result"])
+
+
+def shard(folder: Path, name: str) -> "datasets.Dataset":
+    return datasets.Dataset.from_file(str(folder / "runs/tiny/prepare" / f"{name}-00000.arrow"))
+
+
+def test_shards_hold_the_images_and_are_readable_by_datasets(run: Run, tmp_path: Path) -> None:
+    assert run("data.validation=0", until="prepare").code == 0
+    raw = DATASETS["synthetic"](Path(), train=200, test=57).load()
+    read = shard(tmp_path, "train")
+    assert read.features["label"].names == raw.classes
+    np.testing.assert_array_equal(np.array(read["image"], np.uint8).reshape(-1, 3, 12, 12), np.asarray(raw.train.images))
+    np.testing.assert_array_equal(read["label"], raw.train.labels)
+
+
+def test_statistics_are_those_of_the_training_split_alone(run: Run, tmp_path: Path) -> None:
+    run(until="prepare")
+    images = np.array(shard(tmp_path, "train")["image"], np.float64).reshape(-1, 3, 12, 12) / 255
+    np.testing.assert_allclose(facts(tmp_path)["mean"], images.mean((0, 2, 3)), rtol=1e-12)
+    np.testing.assert_allclose(facts(tmp_path)["std"], images.std((0, 2, 3)), rtol=1e-10)
+    assert sum(facts(tmp_path)["histogram"]["train"]) == len(images)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 0.1, 0.5])
+def test_validation_is_a_fixed_share_of_each_class(fraction: float) -> None:
+    labels = np.random.default_rng(0).integers(0, 5, 1000)
+    chosen = stratified(labels, fraction, seed=3)
+    np.testing.assert_array_equal(chosen, stratified(labels, fraction, seed=3))
+    for k in range(5):
+        assert chosen[labels == k].sum() == round(fraction * (labels == k).sum())
+
+
+def test_equal_pictures_are_counted_within_and_across_splits(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 8), ("test", 4)):
+        for label in ("a", "b"):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            for k in range(count):
+                image = rng.integers(0, 256, (12, 12, 3), np.uint8)
+                PIL.Image.fromarray(image).save(tmp_path / "data" / split / label / f"{k}.png")
+    first = (tmp_path / "data/train/a/0.png").read_bytes()
+    (tmp_path / "data/train/a/1.png").write_bytes(first)
+    (tmp_path / "data/test/b/3.png").write_bytes(first)
+    ended = run("data.source=folder", f"data.root={tmp_path}/data", "data.validation=0", until="prepare")
+    assert ended.code == 0, ended.output
+    assert facts(tmp_path)["duplicates"] == {
+        "train": 1,
+        "validation": 0,
+        "test": 0,
+        "validation in train": 0,
+        "test in train": 1,
+        "test in validation": 0,
+    }
+    assert "images with equal pixels: 1 train, 1 test in train" in ended.output
+
+
+def test_a_picture_of_the_samples_is_made(run: Run, tmp_path: Path) -> None:
+    run(until="prepare")
+    with PIL.Image.open(tmp_path / "runs/tiny/prepare/samples.png") as picture:
+        assert picture.size[0] > 10 * 32
+        assert len(picture.convert("L").getcolors() or []) > 50
+
+
+def test_images_of_different_sizes_are_refused_unless_a_size_is_given(run: Run, tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for k, label in enumerate(("a", "b")):
+            (tmp_path / "data" / split / label).mkdir(parents=True)
+            PIL.Image.new("L", (12 + k, 12)).save(tmp_path / "data" / split / label / "x.png")
+    words = ["data.source=folder", f"data.root={tmp_path}/data", "data.validation=0"]
+    refused = run(*words, until="prepare")
+    assert refused.code == 3
+    assert "images of different sizes, 1x12x12 and 1x12x13" in refused.output
+    assert "set data.size" in refused.output
+    assert run(*words, "data.size=12", until="prepare").code == 0
+
+
+def test_a_data_set_that_cannot_be_learnt_is_refused(run: Run, tmp_path: Path) -> None:
+    ended = run("data.source=folder", f"data.root={tmp_path}/nowhere", until="prepare")
+    assert ended.code == 3
+    assert ended.output.count("\n") == 2  # the stage, and why
+    assert "no images in" in ended.output
+
+
+def test_altered_official_files_are_a_warning_that_is_kept(run: Run, tmp_path: Path) -> None:
+    from test_datasets import cifar_files
+
+    (tmp_path / "data/cifar-10-batches-py").mkdir(parents=True)
+    for name, content in cifar_files().items():
+        (tmp_path / "data/cifar-10-batches-py" / name).write_bytes(content)
+    small = ["train.epochs=1", "train.model={name: lenet, kernel: 3, channels: [2], hidden: []}"]
+    ended = run("data.source=cifar10", "data.root=data", *small, until="run")
+    assert ended.code == 0, ended.output
+    assert "prepare: warning: not the official files" in ended.output
+    assert "not the official files" in facts(tmp_path)["notes"][0]
+    assert "not the official files" in (tmp_path / "runs/tiny/report/index.html").read_text()
+    assert "not the official files" in ended.summary["notes"][0]
