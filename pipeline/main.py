@@ -52,13 +52,13 @@ def _run(config: Config, until: str, force: str, as_json: bool) -> int:
     check_size(config, launch.size)
     stop = StopFlag()
     threads = prepare_process(config.run, launch)
-    place = config.run.folder / config.run.name
-    folder = RunFolder(config) if launch.is_main else None
     terminal = os.dup(2)
-    if folder is None:
-        console.write_to(place / "logs" / f"rank-{launch.rank}.log")
-    code, message = 0, ""
+    folder, code, message = None, 0, ""
     try:
+        if launch.is_main:
+            folder = RunFolder(config)
+        else:
+            console.write_to(config.run.folder / config.run.name / "logs" / f"rank-{launch.rank}.log")
         _make(config, until, force, as_json, launch, stop, threads, folder)
     except PipelineError as error:
         code, message = error.exit_code, str(error)
@@ -70,9 +70,10 @@ def _run(config: Config, until: str, force: str, as_json: bool) -> int:
         code, message = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
     if folder is not None:
-        folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
-    if message and (folder is not None or code == 1):
-        who = "" if folder is not None else f"rank {launch.rank}: "
+        with contextlib.suppress(OSError):  # a full disk has been told of
+            folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
+    if message and (launch.is_main or code == 1):
+        who = "" if launch.is_main else f"rank {launch.rank}: "
         os.write(terminal, f"pipeline: {who}{message}\n".encode())
     return code
 
@@ -115,7 +116,7 @@ def _status(config: Config) -> int:
             print(f"{name:9} not fresh {found.why}")
             waiting = waiting or name
         else:
-            print(f"{name:9} {found.why:9} {os.path.relpath(found.place)}")
+            print(f"{name:9} {found.why:9} {found.place}")
     return 0
 
 
@@ -178,5 +179,5 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def console_command() -> None:
+if __name__ == "__main__":
     sys.exit(main())

@@ -1,6 +1,5 @@
 """A finished run in numbers, for scripts, and in words, for the person who waited."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -53,7 +52,8 @@ def _artifacts(plan: Plan) -> dict[str, Any]:
 
 def closing_words(config: Config, until: str, folder: Path) -> str:
     """Where things are, and what to type next."""
-    here = Path(os.path.relpath(folder))
+    here = folder.absolute()
+    here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     places = {"prepare": {"samples": "prepare/samples.png"}, "train": {"weights": "train/weights.safetensors", "metrics": "metrics.jsonl"}}
     places["evaluate"] = {"report": "report/index.html", "metrics": "metrics.jsonl"}
     places["export"] = {"model": "export/model.onnx", **places["evaluate"]}

@@ -53,9 +53,7 @@ def launch(folder: Path, words: Sequence[str], *, processes: int = 1, stop_at: i
     return Ended([int(p.exitcode or 0) for p in started], (folder / "output.txt").read_text())
 
 
-def begin(
-    folder: Path, words: Sequence[str], *, processes: int = 1, stop_at: int = 0, kill_at: int = 0
-) -> list[ForkServerProcess]:
+def begin(folder: Path, words: Sequence[str], *, processes: int = 1, stop_at: int = 0, kill_at: int = 0) -> list[ForkServerProcess]:
     port = free_port()
     started = [
         CONTEXT.Process(target=_child, args=(folder, list(words), rank, processes, port, stop_at, kill_at)) for rank in range(processes)

@@ -1,5 +1,7 @@
 """The batch of a step is a function of (seed, step), cut in parts without loss."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 
 @pytest.fixture
-def world() -> World:
+def world() -> Iterator[World]:
     world = World(RunConfig(), Launch(), StopFlag(()), precision="no", threads=1)
     with world:
         yield world

@@ -31,7 +31,9 @@ def test_a_run_in_which_all_is_fresh_imports_no_torch(run: Run, tmp_path: Path) 
 
 
 def test_help_names_every_command_and_exit_code() -> None:
-    told = subprocess.run([sys.executable, "-c", "from pipeline.main import main; main(['--help'])"], capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        [sys.executable, "-c", "from pipeline.main import main; main(['--help'])"], capture_output=True, text=True, check=True
+    )
     for word in ("run", "prepare", "train", "evaluate", "export", "status", "config", "predict", "75", "130"):
         assert word in told.stdout
 
@@ -77,6 +79,17 @@ def test_a_folder_that_cannot_be_written_is_one_line_and_1(run: Run, tmp_path: P
     assert "Traceback" not in ended.output
     assert "pipeline: " in ended.output
     assert json.loads((tmp_path / "runs/tiny/status.json").read_text())["state"] == "failed"
+
+
+def test_a_full_disk_is_one_line_and_what_was_there_stays(run: Run, tmp_path: Path) -> None:
+    run("run.trackers=[]", until="train")
+    command = f"ulimit -f 8; exec {sys.executable} -m pipeline.main " + " ".join(
+        f"'{w}'" for w in ("train", *TINY, "run.trackers=[]", "train.seed=1")
+    )
+    ended = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stderr.count("\n")) == (1, 1), ended.stderr
+    assert ended.stderr.startswith("pipeline: File too large")
+    assert "train: fresh" in run("run.trackers=[]", until="train").output
 
 
 def test_interrupted_before_there_is_anything_to_keep(tmp_path: Path) -> None:

@@ -163,7 +163,7 @@ def test_a_folder_without_a_test_part_sets_every_fifth_image_aside(tmp_path: Pat
 
 
 def test_a_folder_with_nothing_in_it_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no images in .*; expected .*/<class>/<image>; is data.root right?"):
+    with pytest.raises(DataError, match=r"no images in .*; expected .*/<class>/<image>; is data\.root right"):
         load("folder", tmp_path)
 
 

@@ -102,4 +102,4 @@ def test_mnist_is_downloaded_once_by_one_of_several_processes(server: Server, ru
     assert set(refused.codes) == {3}, refused.output  # these are not the official files
     assert "train-images-idx3-ubyte.gz" in refused.output
     assert {path for path, _ in server.asked} == {"/mnist/train-images-idx3-ubyte.gz"}
-    assert list(MNIST_FILES)[0] in refused.output
+    assert next(iter(MNIST_FILES)) in refused.output

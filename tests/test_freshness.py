@@ -49,7 +49,9 @@ def test_equal_data_made_in_another_way_keeps_the_rest_fresh(run: Run, tmp_path:
     assert "train: fresh" in again.output
 
 
-@pytest.mark.parametrize("damaged", ["prepare/train-00000.arrow", "train/weights.safetensors", "evaluate/metrics.json", "export/model.onnx"])
+@pytest.mark.parametrize(
+    "damaged", ["prepare/train-00000.arrow", "train/weights.safetensors", "evaluate/metrics.json", "export/model.onnx"]
+)
 def test_a_damaged_artifact_is_noticed_named_and_made_again(run: Run, tmp_path: Path, damaged: str) -> None:
     whole = run()
     path = tmp_path / "runs/tiny" / damaged

@@ -38,5 +38,5 @@ def test_a_lenet_can_be_cut_to_size(options: dict[str, object]) -> None:
 
 
 def test_images_that_are_too_small_are_refused() -> None:
-    with pytest.raises(ConfigError, match="train.model: lenet5 does not take images of 1x8x8"):
+    with pytest.raises(ConfigError, match=r"train\.model: lenet5 does not take images of 1x8x8"):
         build(Spec(name="lenet5"), (1, 8, 8), 10)

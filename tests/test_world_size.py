@@ -20,7 +20,12 @@ def assert_same(a: Path, b: Path) -> None:
     """Curves, weights and counts of two runs agree to 1e-12."""
     lines = curve(a), curve(b)
     assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
-    np.testing.assert_allclose([[*x.values()] for x in lines[0] if "train/loss" in x], [[*x.values()] for x in lines[1] if "train/loss" in x], rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(
+        [[*x.values()] for x in lines[0] if "train/loss" in x],
+        [[*x.values()] for x in lines[1] if "train/loss" in x],
+        rtol=1e-12,
+        atol=1e-12,
+    )
     weights = [load_file(folder / "runs/tiny/train/weights.safetensors") for folder in (a, b)]
     assert weights[0].keys() == weights[1].keys()
     for name in weights[0]:

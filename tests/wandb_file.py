@@ -24,7 +24,7 @@ def records(path: Path) -> Iterator[Any]:
         piece = content[at + 7 : at + 7 + length]
         pieces, at = (piece if kind in (1, 2) else pieces + piece), at + 7 + length
         if kind in (1, 4):
-            record = wandb_internal_pb2.Record()
+            record = wandb_internal_pb2.Record()  # type: ignore[attr-defined]
             record.ParseFromString(pieces)
             yield record
 

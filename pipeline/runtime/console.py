@@ -28,22 +28,35 @@ class Progress:
 
     def __init__(self, what: str, *, first: int, total: int, unit: str) -> None:
         self._what, self._first, self._total = what, first, total
-        self._bar = tqdm(total=total, initial=first, unit=unit, desc=what, leave=False, disable=not sys.stderr.isatty())
+        self._last: Mapping[str, str] = {}
+        self._also: Mapping[str, str] = {}
+        shape = "{desc} {percentage:3.0f}%|{bar:20}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
+        self._bar = tqdm(total=total, initial=first, unit=unit, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format=shape)
 
     def step(self, count: int = 1) -> None:
         self._bar.update(count)
 
     def tell(self, step: int, values: Mapping[str, str], seconds_left: float) -> None:
-        text = "  ".join(f"{name} {value}" for name, value in values.items())
-        if not self._bar.disable:
-            self._bar.set_postfix_str(text, refresh=False)
+        self._last = values
+        if self._bar.disable:
+            self._line(step, {**values, "eta": str(datetime.timedelta(seconds=round(seconds_left)))})
         else:
-            left = datetime.timedelta(seconds=round(seconds_left))
-            say(f"{self._what} {step}/{self._total}  {text}  eta {left}")
+            self._bar.set_postfix_str(self._text({**values, **self._also}), refresh=False)
 
     def tell_also(self, step: int, values: Mapping[str, str]) -> None:
-        """A line of its own, on a terminal too."""
-        say(f"{self._what} {step}/{self._total}  {'  '.join(f'{name} {value}' for name, value in values.items())}")
+        """What comes more seldom: a line of its own, or the end of the bar until it comes again."""
+        self._also = values
+        if self._bar.disable:
+            self._line(step, values)
+        else:
+            self._bar.set_postfix_str(self._text({**self._last, **values}), refresh=False)
+
+    def _line(self, step: int, values: Mapping[str, str]) -> None:
+        say(f"{self._what} {step}/{self._total}  {self._text(values)}")
+
+    @staticmethod
+    def _text(values: Mapping[str, str]) -> str:
+        return "  ".join(f"{name} {value}" for name, value in values.items())
 
     def close(self) -> None:
         self._bar.close()

@@ -4,11 +4,13 @@ A tracker is opened by the main process at the first thing there is to tell.
 """
 
 import contextlib
+import netrc
 import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
+from urllib.parse import urlsplit
 
 from pipeline.config import Config
 from pipeline.runtime import files, fingerprint
@@ -50,7 +52,7 @@ class _WandB:
             silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1, git_root=str(Path.cwd())
         )
         if mode == "auto":
-            mode = "online" if wandb.api.api_key else "offline"
+            mode = "online" if _has_key() else "offline"
 
         def begin(chosen: Literal["online", "offline"]) -> Any:
             return wandb.init(
@@ -91,6 +93,15 @@ class _WandB:
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
         os.close(self._mark)
+
+
+def _has_key() -> bool:
+    """Whether a key is in the environment or in ~/.netrc, where `wandb login` puts it; nothing is asked of anyone."""
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
+    except (OSError, netrc.NetrcParseError):
+        return False
 
 
 def _run_id(config: Config, notes: Path) -> str:

@@ -68,7 +68,7 @@ class Record:
         """What was measured on the validation split."""
         if self._space.world.is_main:
             self._write({f"validation/{name}": value for name, value in means.items()}, {})
-            self._progress.tell_also(self._state.step, {f"validation {name}": f"{value:.4f}" for name, value in means.items()})
+            self._progress.tell_also(self._state.step, {"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
 
     def save(self, keep: int) -> None:
         """A checkpoint, after the lines that it relies on."""
