@@ -1,6 +1,6 @@
 """The recipes on real data, and the same result on 1, 2 and 3 processes.
 
-    python bench/recipes.py DATA [--only mnist cifar10_tutorial folder processes]
+    python bench/recipes.py DATA [--only mnist cifar10_tutorial hand_loop folder processes]
 
 DATA holds MNIST/raw, cifar-10-batches-py and mnist_images (a folder of class folders), each
 downloaded by the recipe if it offers that. Prints a table; writes bench/results/recipes.json.
@@ -61,6 +61,41 @@ def cifar10_tutorial(folder: Path, data: Path) -> dict[str, Any]:
     }
 
 
+def hand_loop(folder: Path, data: Path) -> dict[str, Any]:
+    """The tutorial's loop written by hand, on tensors in memory, one thread: no code of ours but the reader of the files."""
+    import time
+
+    import numpy as np
+    import torch
+    from torch import nn
+    from torch.nn import functional as F
+
+    from pipeline.data.datasets import DATASETS
+
+    torch.set_num_threads(1)
+    raw = DATASETS["cifar10"](data).load()
+    images, test_images = ((torch.from_numpy(np.asarray(s.images)) / 255 - 0.5) / 0.5 for s in (raw.train, raw.test))
+    labels, test_labels = (torch.from_numpy(s.labels) for s in (raw.train, raw.test))
+    accuracies, losses, seconds = [], [], []
+    for seed in range(3):
+        torch.manual_seed(seed)
+        pooled = [nn.Conv2d(3, 6, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten()]
+        net = nn.Sequential(*pooled, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
+        began, seen = time.monotonic(), []
+        for rows in torch.cat([torch.randperm(50_000) for _ in range(2)]).split(4):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(net(images[rows]), labels[rows])
+            loss.backward()
+            optimizer.step()
+            seen.append(loss.item())
+        seconds.append(round(time.monotonic() - began, 1))
+        losses.append(np.array(seen)[:24_000].reshape(12, 2000).mean(1))
+        with torch.no_grad():
+            accuracies.append((net(test_images).argmax(1) == test_labels).double().mean().item())
+    return {"test_accuracy": accuracies, "seconds": seconds, "loss_a_2000_batches": np.mean(losses, 0).round(3).tolist()}
+
+
 def folder(folder: Path, data: Path) -> dict[str, Any]:
     runs = [run(folder, "folder", data / "mnist_images", f"train.seed={seed}") for seed in range(3)]
     return {"test_accuracy": [r["test_accuracy"] for r in runs], "counts": runs[0]["counts"]}
@@ -86,7 +121,7 @@ def processes(folder: Path, data: Path) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    benches = {"mnist": mnist, "cifar10_tutorial": cifar10_tutorial, "folder": folder, "processes": processes}
+    benches = {"mnist": mnist, "cifar10_tutorial": cifar10_tutorial, "hand_loop": hand_loop, "folder": folder, "processes": processes}
     parser.add_argument("--only", nargs="+", choices=tuple(benches), default=tuple(benches))
     options = parser.parse_args()
     place = ROOT / "bench/results/recipes.json"

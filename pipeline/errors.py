@@ -6,7 +6,7 @@
 3    data refused
 4    a gate failed: an export that disagrees, a score below `evaluate.min_accuracy`
 75   stopped early with a good checkpoint: the same command goes on
-130  stopped by Ctrl-C without one;  143  by SIGTERM without one
+130  stopped by Ctrl-C without one;  143  by another signal without one
 """
 
 
@@ -43,6 +43,6 @@ class Stopped(PipelineError):
 class Interrupted(PipelineError):
     """Asked to stop before there was anything to keep."""
 
-    def __init__(self, message: str, signal_number: int = 2) -> None:
+    def __init__(self, message: str, exit_code: int = 130) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = exit_code

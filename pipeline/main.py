@@ -69,6 +69,7 @@ def _run(config: Config, until: str, force: str, as_json: bool) -> int:
     except Exception as error:
         code, message = 1, f"{type(error).__name__}: {error}"
         traceback.print_exc()
+    stop.ignore()
     if folder is not None:
         with contextlib.suppress(OSError):  # a full disk has been told of
             folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
@@ -89,7 +90,7 @@ def _make(
 
             return last.enter_context(World(config.run, launch, stop, precision=config.train.precision, threads=threads))
 
-        runner = Runner(config, launch, stop, trackers, open_world, force, folder.link if folder else lambda name, place: None)
+        runner = Runner(config, launch, stop, trackers, open_world, force, folder.link if folder else lambda name, place, done: None)
         plan = Plan(config, runner)
         try:
             getattr(plan, TARGETS[until])

@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Run
+from conftest import TINY, Run
+from processes import launch
 from safetensors.numpy import load_file
 
 EXACT = ["train.precision=fp64"]
@@ -18,14 +19,7 @@ def curve(folder: Path) -> list[dict[str, float]]:
 
 def assert_same(a: Path, b: Path) -> None:
     """Curves, weights and counts of two runs agree to 1e-12."""
-    lines = curve(a), curve(b)
-    assert [line.keys() for line in lines[0]] == [line.keys() for line in lines[1]]
-    np.testing.assert_allclose(
-        [[*x.values()] for x in lines[0] if "train/loss" in x],
-        [[*x.values()] for x in lines[1] if "train/loss" in x],
-        rtol=1e-12,
-        atol=1e-12,
-    )
+    assert curve(a) == [pytest.approx(line, rel=1e-12, abs=1e-12) for line in curve(b)]
     weights = [load_file(folder / "runs/tiny/train/weights.safetensors") for folder in (a, b)]
     assert weights[0].keys() == weights[1].keys()
     for name in weights[0]:
@@ -36,31 +30,36 @@ def counts(folder: Path) -> Any:
     return json.loads((folder / "runs/tiny/evaluate/metrics.json").read_text())["test"]["confusion"]
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which one process ran the experiment."""
+    folder = tmp_path_factory.mktemp("alone")
+    assert launch(folder, ["evaluate", *TINY, *EXACT]).code == 0
+    return folder
+
+
 @pytest.mark.parametrize(
     ("processes", "how"),
     [(2, []), (3, []), (1, ["train.accumulate=4"]), (2, ["train.accumulate=2"]), (1, ["run.strategy=dp"])],
     ids=["two processes", "three processes", "accumulation", "two processes that accumulate", "DataParallel"],
 )
-def test_same_curve_weights_and_counts(run: Run, tmp_path: Path, processes: int, how: list[str]) -> None:
-    alone = run(*EXACT, in_folder="one")
-    assert alone.code == 0, alone.output
-    several = run(*EXACT, *how, in_folder="several", processes=processes)
+def test_same_curve_weights_and_counts(run: Run, tmp_path: Path, alone: Path, processes: int, how: list[str]) -> None:
+    several = run(*EXACT, *how, until="evaluate", processes=processes)
     assert several.code == 0, several.output
-    assert_same(tmp_path / "one", tmp_path / "several")
-    assert counts(tmp_path / "one") == counts(tmp_path / "several")
-    assert sum(map(sum, counts(tmp_path / "several"))) == 57
+    assert_same(alone, tmp_path)
+    assert counts(alone) == counts(tmp_path)
+    assert sum(map(sum, counts(tmp_path))) == 57
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])
-def test_stopped_on_some_processes_goes_on_on_others(run: Run, tmp_path: Path, before: int, after: int) -> None:
-    assert run(*EXACT, in_folder="one").code == 0
-    assert run(*EXACT, in_folder="changed", processes=before, stop_at=15).code == 75
-    assert run(*EXACT, in_folder="changed", processes=after).code == 0
-    assert_same(tmp_path / "one", tmp_path / "changed")
+def test_stopped_on_some_processes_goes_on_on_others(run: Run, tmp_path: Path, alone: Path, before: int, after: int) -> None:
+    assert run(*EXACT, until="train", processes=before, stop_at=15).code == 75
+    assert run(*EXACT, until="train", processes=after).code == 0
+    assert_same(alone, tmp_path)
 
 
 def test_other_processes_are_quiet_and_log_to_files(run: Run, tmp_path: Path) -> None:
-    run(processes=2)
+    run(until="train", processes=2)
     assert (tmp_path / "output-1.txt").read_text() == ""
     assert "2 processes (ddp)" in (tmp_path / "runs/tiny/logs/rank-1.log").read_text()
 

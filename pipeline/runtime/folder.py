@@ -31,9 +31,10 @@ class RunFolder:
     def status(self, state: str, **facts: Any) -> None:
         files.write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts})
 
-    def link(self, stage: str, place: Path) -> None:
-        """Let this run's `stage` be the artifact in `place`, while it is made and after."""
-        _link(self.path / stage, place)
+    def link(self, stage: str, place: Path, done: bool) -> None:
+        """Show what `stage` writes in `place` while it does; when it is done, let that be this run's artifact."""
+        if done:
+            _link(self.path / stage, place)
         for name in LINKS.get(stage, ()):
             _link(self.path / name, place / name)
 

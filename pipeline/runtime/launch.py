@@ -13,7 +13,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
@@ -112,6 +112,16 @@ class StopFlag:
 
     def __bool__(self) -> bool:
         return self.signal is not None
+
+    def interrupted(self, when: str) -> Interrupted:
+        """To be raised where there is nothing to keep: 130 after Ctrl-C, 143 after any other signal."""
+        return Interrupted(f"stopped {when}; run the same command again", 130 if self.signal is signal.SIGINT else 143)
+
+    @staticmethod
+    def ignore() -> None:
+        """From now on; Python would restore the deadly defaults when it exits, and lose the exit code to a late signal."""
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()

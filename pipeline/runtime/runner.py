@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from filelock import FileLock, Timeout
 
 from pipeline.config import Config
-from pipeline.errors import DataError, Interrupted, PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import Launch, StopFlag, hostname
@@ -41,15 +41,6 @@ class Workspace:
     def world(self) -> "World":
         return self.open_world()
 
-    def leave_if_asked(self) -> None:
-        """For stages that have nothing to keep until they are done.
-
-        Raises:
-            Interrupted: this process was told to stop.
-        """
-        if self.stop.signal is not None:
-            raise Interrupted("stopped before the stage was done; run the same command again", self.stop.signal.value)
-
 
 @dataclass
 class Runner:
@@ -61,7 +52,7 @@ class Runner:
     trackers: "Trackers"
     make_world: "Callable[[], World]"
     force: str = ""
-    on_stage: Callable[[str, Path], None] = lambda name, place: None
+    on_stage: Callable[[str, Path, bool], None] = lambda name, place, done: None  # told when a stage begins and when it is done
     manifests: dict[str, Manifest] = field(default_factory=dict)
     why: dict[str, str] = field(default_factory=dict)
 
@@ -81,7 +72,7 @@ class Runner:
         assert found is not None
         assert found.manifest is not None
         self.manifests[stage.name] = found.manifest
-        self.on_stage(stage.name, found.place)
+        self.on_stage(stage.name, found.place, True)
         return artifact(stage, found.place, found.manifest)
 
     def _look(self, stage: Stage[A], *inputs: Input) -> Look | None:
@@ -109,6 +100,7 @@ class Runner:
                 self._told(stage, found)
                 if found.manifest is None:
                     self._clear(found.place, all_of_it=self.force == stage.name)
+                    self.on_stage(stage.name, found.place, False)
             found = share(found)
             if found is None or found.manifest is not None:
                 return found
@@ -141,8 +133,8 @@ class Runner:
                 if not waiting:
                     say(f"waiting for another run that is making {place}")
                 waiting = True
-                if self.stop.signal is not None:
-                    raise Interrupted("stopped while waiting for another run", self.stop.signal.value) from None
+                if self.stop:
+                    raise self.stop.interrupted("while waiting for another run") from None
         try:
             yield
         finally:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.config import ExportConfig
-from pipeline.errors import GateError
+from pipeline.errors import GateError, Stopped
 from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.runner import Workspace
@@ -89,7 +89,8 @@ def _compare(model: nn.Module, data: PreparedData, tolerance: float, space: Work
     agree = images = decided = 0
     for part in data.open("test").images:
         for at in range(0, len(part), BATCH):
-            space.leave_if_asked()
+            if space.stop:
+                raise Stopped("stopped while exporting; the trained model is kept, the same command goes on")
             block = np.array(part[at : at + BATCH])
             with torch.no_grad():
                 eager = model(torch.from_numpy(block))[0].numpy()

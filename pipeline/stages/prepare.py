@@ -44,7 +44,8 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
                 images[at : at + len(block)] = block
                 seen[name].add(block)
                 progress.step(len(block))
-                space.leave_if_asked()
+                if space.stop:
+                    raise space.stop.interrupted("while preparing")
             written[name].append(f"{name}-{k:05d}.arrow")
             shards.write(space.dir / written[name][-1], images, split.labels[rows], raw.classes)
             if not (space.dir / "samples.png").exists():
