@@ -83,10 +83,10 @@ def hand_loop(folder: Path, data: Path) -> dict[str, Any]:
         net = nn.Sequential(*pooled, nn.Linear(400, 120), nn.ReLU(), nn.Linear(120, 84), nn.ReLU(), nn.Linear(84, 10))
         optimizer = torch.optim.SGD(net.parameters(), lr=0.001, momentum=0.9)
         began, seen = time.monotonic(), []
-        for rows in torch.cat([torch.randperm(50_000) for _ in range(2)]).split(4):
+        for rows in torch.cat([torch.randperm(50_000) for _ in range(2)]).view(-1, 4):
             optimizer.zero_grad()
             loss = F.cross_entropy(net(images[rows]), labels[rows])
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             seen.append(loss.item())
         seconds.append(round(time.monotonic() - began, 1))
