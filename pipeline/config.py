@@ -9,14 +9,24 @@ A choice from a table is written as its name, or as a mapping with the name and 
 
 import difflib
 import inspect
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_serializer, model_validator
 
 from pipeline.errors import ConfigError
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2's booleans: true and false. To YAML 1.1 `train.precision=no` is false, and `run.name=on` true."""
+
+
+_BOOL = "tag:yaml.org,2002:bool"
+_Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
 
 
 class Spec(BaseModel):
@@ -79,7 +89,7 @@ class TrainConfig(Section):
     accumulate: int = Field(1, ge=1)  # parts into which a process cuts its share of a batch
     augment: tuple[Spec, ...] = (Spec(name="crop", options={"padding": 2}),)
     mean: tuple[float, ...] | None = None  # a channel, of pixels in [0, 1]; None: the training split's
-    std: tuple[float, ...] | None = None
+    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     precision: Literal["no", "bf16", "fp64"] = "no"  # fp64 is for proving things
     validate_every: float = Field(1.0, gt=0)  # epochs
     select: Literal["best", "last"] = "best"  # the weights to keep: best by validation accuracy, or last
@@ -157,8 +167,9 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         raise ConfigError(_one_line(error, Config)) from None
 
 
-def dump(config: Config) -> str:
-    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False)
+def dump(config: Config, only: set[str] | None = None) -> str:
+    """`config` as YAML that `load` reads; of it, the sections `only`."""
+    return yaml.safe_dump(config.model_dump(mode="json", include=only), sort_keys=False)
 
 
 def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> Spec:
@@ -183,7 +194,7 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> S
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        tree = yaml.safe_load(path.read_text())
+        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         near = _nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
@@ -208,7 +219,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[section] = {"name": below} if isinstance(below, str) else dict(below or {})
         node = node[section]
     try:
-        node[key] = yaml.safe_load(text)
+        node[key] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
     except yaml.YAMLError:
         node[key] = text
 

@@ -5,10 +5,11 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -44,20 +45,39 @@ class Ended:
         return dict(json.loads(self.output.splitlines()[-1]))
 
 
-def launch(folder: Path, words: Sequence[str], *, processes: int = 1, stop_at: int = 0, kill_at: int = 0) -> Ended:
+def launch(
+    folder: Path,
+    words: Sequence[str],
+    *,
+    processes: int = 1,
+    stop_at: int = 0,
+    kill_at: int = 0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> Ended:
     """`pipeline WORDS` in `folder` on so many processes; signalled, if asked, when it logs a step."""
-    started = begin(folder, words, processes=processes, stop_at=stop_at, kill_at=kill_at)
+    started = begin(folder, words, processes=processes, stop_at=stop_at, kill_at=kill_at, environment=environment)
     for process in started:
         process.join(200)
         assert process.exitcode is not None, "did not end"
     return Ended([int(p.exitcode or 0) for p in started], (folder / "output.txt").read_text())
 
 
-def begin(folder: Path, words: Sequence[str], *, processes: int = 1, stop_at: int = 0, kill_at: int = 0) -> list[ForkServerProcess]:
-    port = free_port()
-    started = [
-        CONTEXT.Process(target=_child, args=(folder, list(words), rank, processes, port, stop_at, kill_at)) for rank in range(processes)
-    ]
+def begin(
+    folder: Path,
+    words: Sequence[str],
+    *,
+    processes: int = 1,
+    stop_at: int = 0,
+    kill_at: int = 0,
+    environment: Mapping[str, str] = MappingProxyType({}),
+) -> list[ForkServerProcess]:
+    """The processes of a launch, one a rank, started."""
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if processes > 1 else {}
+    started = []
+    for rank in range(processes):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes} if processes > 1 else {}
+        variables = {**environment, **meeting, **{name: str(value) for name, value in place.items()}}
+        started.append(CONTEXT.Process(target=_child, args=(folder, list(words), rank, variables, stop_at, kill_at)))
     for process in started:
         process.start()
     return started
@@ -69,14 +89,12 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _child(folder: Path, words: list[str], rank: int, size: int, port: int, stop_at: int, kill_at: int) -> None:
+def _child(folder: Path, words: list[str], rank: int, variables: dict[str, str], stop_at: int, kill_at: int) -> None:
     os.chdir(folder)
+    os.environ |= variables
     output = os.open("output.txt" if rank == 0 else f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(output, 1)
     os.dup2(output, 2)
-    if size > 1:
-        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
-        os.environ |= {k: str(v) for k, v in place.items()} | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     from pipeline.main import main
 
     _signal_when_logged(stop_at, kill_at)

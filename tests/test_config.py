@@ -63,6 +63,11 @@ def test_checked_choices_have_all_their_options() -> None:
     assert check(Config()).train.optimizer.options == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.003}
 
 
+def test_no_is_a_name_and_on_is_one_too() -> None:
+    config = load(None, ["train.precision=no", "run.name=on", "train.optimizer={name: sgd, nesterov: true, momentum: 0.9}"])
+    assert (config.train.precision, config.run.name, check(config).train.optimizer.options["nesterov"]) == ("no", "on", True)
+
+
 def test_a_resolved_configuration_can_be_loaded_again(tmp_path: Path) -> None:
     config = check(Config())
     (tmp_path / "resolved.yaml").write_text(dump(config))

@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 import wandb_file
-from conftest import Run
+from conftest import TINY, Run
+from processes import launch
 
 WANDB = "run.trackers=[wandb]"
 
@@ -40,6 +41,15 @@ def test_another_recipe_is_another_run(run: Run, tmp_path: Path) -> None:
     run(WANDB, until="train")
     run(WANDB, "train.lr=0.01", until="train")
     assert len({wandb_file.run_id(path) for path in offline_files(tmp_path)}) == 2
+
+
+def test_without_its_server_it_goes_on_offline_and_keeps_every_point(run: Run, tmp_path: Path) -> None:
+    online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
+    ended = launch(tmp_path, ["train", *TINY, WANDB], environment=online)
+    assert ended.code == 0, ended.output
+    assert "connection refused; going on offline" in ended.output
+    (path,) = offline_files(tmp_path)
+    assert [line["step"] for line in wandb_file.history(path) if "train/loss" in line] == [*range(5, 61, 5), 61]
 
 
 def test_a_tracker_that_cannot_write_costs_no_step(run: Run, tmp_path: Path) -> None:

@@ -56,12 +56,12 @@ class Images:
     """A split where the device can index it: there if it fits, else memory-mapped on the host."""
 
     def __init__(self, shards: Shards, world: World, mean: Sequence[float], std: Sequence[float]) -> None:
-        parts = [world.keep(_tensor(part)) for part in shards.images]
-        resident = all(part.device == world.device for part in parts)
-        self.parts = [torch.cat(parts)] if len(parts) > 1 and resident and world.device.type != "cpu" else parts
+        self.parts = [_tensor(part) for part in shards.images]
+        self.resident = world.fits(self.parts)
+        if self.resident and world.device.type != "cpu":
+            self.parts = [torch.cat(self.parts).to(world.device)] if self.parts else []
         self.labels = torch.from_numpy(shards.labels)
         self.starts = np.cumsum([0, *map(len, self.parts)])
-        self.resident = resident
         self._world = world
         self._scale = torch.tensor([1 / (255 * s) for s in std], dtype=world.dtype, device=world.device)[:, None, None]
         self._shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], dtype=world.dtype, device=world.device)[:, None, None]

@@ -5,7 +5,6 @@ Torch-free, so that `--help`, `status` and a run in which everything is fresh an
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -129,7 +128,3 @@ class StopFlag:
             self.signal, self._first = signal.Signals(number), now
         elif number == signal.SIGINT and now - self._first > 1:
             raise KeyboardInterrupt
-
-
-def hostname() -> str:
-    return socket.gethostname()

@@ -7,6 +7,7 @@ artifacts/<stage>/<fingerprint>/manifest.json   written last: its presence means
 import dataclasses
 import importlib
 import platform
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -18,7 +19,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import __version__
 from pipeline.config import Config
 from pipeline.runtime import files, fingerprint
-from pipeline.runtime.launch import hostname
 
 
 class Artifact(BaseModel):
@@ -143,7 +143,7 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "accelerate", "numpy")} | {"host": hostname()}
+    return {name: version(name) for name in ("torch", "accelerate", "numpy")} | {"host": socket.gethostname()}
 
 
 def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:

@@ -7,6 +7,7 @@ hands it the same directory, so it carries on where it stopped.
 import contextlib
 import dataclasses
 import functools
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from pipeline.config import Config
 from pipeline.errors import DataError, PipelineError
 from pipeline.runtime import files
 from pipeline.runtime.console import say
-from pipeline.runtime.launch import Launch, StopFlag, hostname
+from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, commit, look
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Runner:
             raise shared
         assert shared is not None
         if shared.manifest is not None and not shared.place.is_dir():
-            raise DataError(f"{shared.place} is not on {hostname()}: all nodes must see the same run.artifacts folder")
+            raise DataError(f"{shared.place} is not on {socket.gethostname()}: all nodes must see the same run.artifacts folder")
         return shared
 
     def _make(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look | None, share: Callable[[Any], Look | None]) -> Look | None:

@@ -42,6 +42,7 @@ def wandb(
 
 class _WandB:
     def __init__(self, config: Config, folder: Path, project: str, mode: str) -> None:
+        os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said below
         import wandb
 
         self._wandb = wandb
@@ -52,9 +53,9 @@ class _WandB:
             silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1, git_root=str(Path.cwd())
         )
         if mode == "auto":
-            mode = "online" if _has_key() else "offline"
+            mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
-        def begin(chosen: Literal["online", "offline"]) -> Any:
+        def begin(chosen: Any) -> Any:
             return wandb.init(
                 project=project,
                 name=config.run.name,
@@ -67,10 +68,11 @@ class _WandB:
             )
 
         try:
-            self._run = begin("offline" if mode == "offline" else "online")
+            self._run = begin(mode)
         except wandb.errors.Error as error:
             say(f"wandb: {str(error).splitlines()[0]}; going on offline")
             mode = "offline"
+            wandb.teardown()  # its service still holds the run's id
             self._run = begin("offline")
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")

@@ -63,6 +63,9 @@ class World:
             self._generators += (
                 torch.cuda.default_generators[:] if self.strategy == "dp" else [torch.cuda.default_generators[self.device.index]]
             )
+        if self._accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+            kind = self._accelerator.distributed_type.value
+            raise ConfigError(f"accelerate is configured for {kind}, which is not offered; run `accelerate config` for DDP")
         if self.size != launch.size:
             raise ConfigError(f"{launch.size} processes were launched, but {self.size} came together")
 
@@ -116,11 +119,9 @@ class World:
             buffer.copy_(before[name])
         return wrapped
 
-    def keep(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device if it takes less than half of the memory free there, else as it is."""
-        if self.device.type == "cuda" and tensor.nbytes * 2 > torch.cuda.mem_get_info(self.device)[0]:
-            return tensor
-        return tensor.to(self.device)
+    def fits(self, tensors: list[Tensor]) -> bool:
+        """Whether they take less than half of the memory that is free on the device."""
+        return self.device.type != "cuda" or 2 * sum(t.nbytes for t in tensors) < torch.cuda.mem_get_info(self.device)[0]
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor, nn
 
 from pipeline.config import ExportConfig
@@ -114,12 +115,13 @@ def _compare(model: nn.Module, data: PreparedData, tolerance: float, space: Work
 def _card(data: PreparedData, trained: TrainedModel, report: Report, exported: ExportedModel, space: Workspace) -> str:
     test = report.test
     source = space.config.data.source.name
+    name = f"{trained.model.name} on {source}"  # not the run's: other runs share this artifact
     head = {
         "library_name": "onnx",
         "pipeline_tag": "image-classification",
         "model-index": [
             {
-                "name": space.config.run.name,
+                "name": name,
                 "results": [
                     {
                         "task": {"type": "image-classification"},
@@ -130,14 +132,12 @@ def _card(data: PreparedData, trained: TrainedModel, report: Report, exported: E
             }
         ],
     }
-    import yaml
-
     notes = "".join(f"\n- {note}" for note in data.notes)
     shape = "x".join(map(str, trained.shape))
     return f"""---
 {yaml.safe_dump(head, sort_keys=False)}---
 
-# {space.config.run.name}
+# {name}
 
 {trained.model.name} for {shape} images of {len(trained.classes)} classes: {", ".join(trained.classes[:20])}.
 

@@ -31,6 +31,8 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
         "validation": (raw.train, np.flatnonzero(chosen)),
         "test": (raw.test, np.arange(len(raw.test.labels))),
     }
+    if not len(splits["train"][1]):
+        raise DataError(f"data.validation={config.validation} of {len(raw.train.labels)} images leaves none to train on")
     shape = pixels(raw.train.images[0], config.channels, config.size).shape
     seen = {name: _Seen(shape[0]) for name in splits}
     written: dict[str, list[str]] = {}

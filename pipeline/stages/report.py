@@ -39,13 +39,13 @@ def write(folder: Path, measured: dict[str, dict[str, Any]], data: PreparedData,
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True
     )
     page = environment.get_template("report.html.j2").render(
-        name=config.run.name,
+        name=f"{trained.model.name} on {config.data.source.name}",
         measured=measured,
         data=data,
         trained=trained,
         drawn=drawn,
         samples=_data_url(data.dir / "samples.png"),
-        recipe=dump(config),
+        recipe=dump(config, only={"data", "train"}),
     )
     files.write_whole(folder / "index.html", page)
     return paths
