@@ -23,7 +23,8 @@ def test_everything_reaches_an_offline_run_without_a_prompt(run: Run, tmp_path: 
     record = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert mirrored == {line["step"]: line["train/loss"] for line in record if "train/loss" in line}
     names = {name for line in wandb_file.history(path) for name in line}
-    assert {"validation/accuracy", "test/accuracy", "images/s", "curves", "confusion", "samples"} <= {n.split(".")[0] for n in names}
+    assert wandb_file.summary(path)["test/accuracy"] == ended.summary["test_accuracy"]
+    assert {"validation/accuracy", "images/s", "curves", "confusion", "samples"} <= {n.split(".")[0] for n in names}
     assert set(wandb_file.artifacts(path)) == {("tiny", "model"), ("tiny-export", "export")}
 
 

@@ -34,6 +34,11 @@ def history(path: Path) -> list[dict[str, Any]]:
     return [{(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for i in line.item} for line in lines]
 
 
+def summary(path: Path) -> dict[str, Any]:
+    updates = (r.summary.update for r in records(path) if r.WhichOneof("record_type") == "summary")
+    return {(i.key or ".".join(i.nested_key)): json.loads(i.value_json) for update in updates for i in update}
+
+
 def artifacts(path: Path) -> list[tuple[str, str]]:
     return [(r.artifact.name, r.artifact.type) for r in records(path) if r.WhichOneof("record_type") == "artifact"]
 

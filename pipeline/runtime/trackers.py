@@ -22,6 +22,8 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
+    def results(self, values: Mapping[str, float]) -> None: ...
+
     def picture(self, name: str, path: Path) -> None: ...
 
     def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None: ...
@@ -49,9 +51,7 @@ class _WandB:
         run_id = _run_id(config, folder / "wandb.json")
         self._mark = os.open(folder / f"wandb-{run_id}.step", os.O_RDWR | os.O_CREAT, 0o644)
         self._told = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart
-        settings = wandb.Settings(
-            silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1, git_root=str(Path.cwd())
-        )
+        settings = wandb.Settings(silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1)
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
@@ -82,6 +82,9 @@ class _WandB:
         if step > self._told:  # what a restart repeats is there already
             self._run.log({"step": step, **values})
             os.pwrite(self._mark, b"%020d" % step, 0)
+
+    def results(self, values: Mapping[str, float]) -> None:
+        self._run.summary.update(dict(values))
 
     def picture(self, name: str, path: Path) -> None:
         self._run.log({name: self._wandb.Image(str(path))})
@@ -128,6 +131,9 @@ class Trackers:
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._tell(lambda tracker: tracker.log(step, values))
+
+    def results(self, values: Mapping[str, float]) -> None:
+        self._tell(lambda tracker: tracker.results(values))
 
     def picture(self, name: str, path: Path) -> None:
         self._tell(lambda tracker: tracker.picture(name, path))

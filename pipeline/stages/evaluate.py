@@ -96,8 +96,6 @@ def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: Tra
     (space.dir / "report").mkdir(exist_ok=True)
     files.write_json(space.dir / "metrics.json", {"weights": trained.selected, **measured})
     pictures = report.write(space.dir / "report", measured, data, trained, space.config)
-    space.trackers.log(
-        trained.steps, {f"{split}/{k}": v for split, m in measured.items() for k, v in m.items() if isinstance(v, int | float)}
-    )
+    space.trackers.results({f"{split}/{k}": v for split, m in measured.items() for k, v in m.items() if isinstance(v, int | float)})
     for name, path in {**pictures, "samples": data.dir / "samples.png"}.items():
         space.trackers.picture(name, path)
