@@ -9,6 +9,7 @@ A choice from a table is written as its name, or as a mapping with the name and 
 
 import difflib
 import inspect
+import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
 class Spec(BaseModel):
     """A choice from a table: `name`, and keyword options for what it names."""
 
-    model_config = ConfigDict(frozen=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str
     options: dict[str, Any] = {}
@@ -158,7 +159,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(path) if path else {}
     if path and "name" not in (tree.get("run") or {}):
-        tree["run"] = {**(tree.get("run") or {}), "name": path.stem}
+        tree["run"] = {**(tree.get("run") or {}), "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)}
     for override in overrides:
         _apply(tree, override)
     try:
@@ -215,7 +216,9 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     for section in sections:
         below = node.get(section)
         if below is None and section == sections[-1] and len(sections) > 1:
-            below = _default_name(sections)
+            below = _default(sections)
+        if not isinstance(below, dict | str | None):
+            raise ConfigError(f"{override!r}: {section} is {json.dumps(below, default=str)}, which has no keys; give it a value as a whole")
         node[section] = {"name": below} if isinstance(below, str) else dict(below or {})
         node = node[section]
     try:
@@ -224,7 +227,7 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[key] = text
 
 
-def _default_name(path: Sequence[str]) -> Any:
+def _default(path: Sequence[str]) -> Any:
     """What `train.model` is before `train.model.kernel=3` adds an option to it."""
     node: Any = Config().model_dump(mode="json")
     for name in path:

@@ -40,13 +40,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "status":
             return _status(config)
-        return _run(config, "export" if options.command == "run" else options.command, options.force, options.json)
+        data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
+        typed = [sys.argv[0], *options.words, *data]
+        return _run(config, "export" if options.command == "run" else options.command, options.force, options.json, typed)
     except PipelineError as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(config: Config, until: str, force: str, as_json: bool) -> int:
+def _run(config: Config, until: str, force: str, as_json: bool, typed: Sequence[str]) -> int:
     """Make or find everything up to the stage `until`, and leave word in the run folder of how it ended."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
@@ -56,10 +58,11 @@ def _run(config: Config, until: str, force: str, as_json: bool) -> int:
     folder, code, message = None, 0, ""
     try:
         if launch.is_main:
+            stop.listen()
             folder = RunFolder(config)
         else:
             console.write_to(config.run.folder / config.run.name / "logs" / f"rank-{launch.rank}.log")
-        _make(config, until, force, as_json, launch, stop, threads, folder)
+        _make(config, until, force, as_json, typed, launch, stop, threads, folder)
     except PipelineError as error:
         code, message = error.exit_code, str(error)
     except KeyboardInterrupt:
@@ -80,7 +83,15 @@ def _run(config: Config, until: str, force: str, as_json: bool) -> int:
 
 
 def _make(
-    config: Config, until: str, force: str, as_json: bool, launch: Launch, stop: StopFlag, threads: int, folder: RunFolder | None
+    config: Config,
+    until: str,
+    force: str,
+    as_json: bool,
+    typed: Sequence[str],
+    launch: Launch,
+    stop: StopFlag,
+    threads: int,
+    folder: RunFolder | None,
 ) -> None:
     trackers = Trackers(config, config.run.folder / config.run.name)
     with contextlib.ExitStack() as last:  # the other processes are left last: a launcher ends those that stay
@@ -88,9 +99,17 @@ def _make(
         def open_world() -> "World":
             from pipeline.runtime.world import World
 
-            return last.enter_context(World(config.run, launch, stop, precision=config.train.precision, threads=threads))
+            world = World(config.run, launch, stop, precision=config.train.precision, threads=threads)
+            stop.listen()
+            return last.enter_context(world)
 
-        runner = Runner(config, launch, stop, trackers, open_world, force, folder.link if folder else lambda name, place, done: None)
+        def on_stage(name: str, place: Path, done: bool) -> None:
+            if name == "train":
+                trackers.training = place
+            if folder is not None:
+                folder.link(name, place, done)
+
+        runner = Runner(config, launch, stop, trackers, open_world, force, on_stage)
         plan = Plan(config, runner)
         try:
             getattr(plan, TARGETS[until])
@@ -100,7 +119,7 @@ def _make(
         trackers.close(0)
         if folder is None:
             return
-        say(closing_words(config, until, folder.path))
+        say(closing_words(config, until, folder.path, typed))
         if until == "export":
             summary = summarise(plan, runner.manifests, folder.path)
             folder.summary(summary)
@@ -132,8 +151,10 @@ def _predict(run: Path, images: Sequence[Path]) -> int:
 def _configuration(options: argparse.Namespace) -> Config:
     words: list[str] = options.words
     path = Path(words[0]) if words and "=" not in words[0] else None
-    data = [f"data.root={options.data_dir}"] if options.data_dir else []
-    return load(path, [*words[1 if path else 0 :], *data])
+    config = load(path, words[1 if path else 0 :])
+    if options.data_dir is None:
+        return config
+    return config.model_copy(update={"data": config.data.model_copy(update={"root": options.data_dir})})
 
 
 COMMANDS = {

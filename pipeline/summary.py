@@ -1,6 +1,7 @@
 """A finished run in numbers, for scripts, and in words, for the person who waited."""
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,16 +51,19 @@ def _artifacts(plan: Plan) -> dict[str, Any]:
     return {"prepare": plan.data, "train": plan.trained, "evaluate": plan.report, "export": plan.exported}
 
 
-def closing_words(config: Config, until: str, folder: Path) -> str:
-    """Where things are, and what to type next."""
+def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]) -> str:
+    """Where things are, and what to type next; `typed` is the program and the arguments of this run."""
     here = folder.absolute()
     here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     places = {"prepare": {"samples": "prepare/samples.png"}, "train": {"weights": "train/weights.safetensors", "metrics": "metrics.jsonl"}}
     places["evaluate"] = {"report": "report/index.html", "metrics": "metrics.jsonl"}
     places["export"] = {"model": "export/model.onnx", **places["evaluate"]}
     lines = [f"  {what:8} {here / path}" for what, path in places[until].items()]
+    program, *words = typed
+    program = program if Path(program).name == "pipeline" and not Path(program).is_absolute() else "pipeline"
     if until == "export":
-        lines.append(f"next: pipeline predict {here} IMAGE.png   or, with another rate, pipeline run train.lr={config.train.lr / 2:g}")
+        lines.append(f"next: {program} predict {here} IMAGE.png")
+        lines.append(f"  or: {shlex.join([program, 'run', *words, f'train.lr={config.train.lr / 2:g}', f'run.name={config.run.name}-2'])}")
     else:
-        lines.append("next: pipeline run   makes the stages that are left, with the same arguments")
+        lines.append(f"next: {shlex.join([program, 'run', *words])}")
     return "\n".join(lines)

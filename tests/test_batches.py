@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 @pytest.fixture
 def world() -> Iterator[World]:
-    world = World(RunConfig(), Launch(), StopFlag(()), precision="no", threads=1)
+    world = World(RunConfig(), Launch(), StopFlag(), precision="no", threads=1)
     with world:
         yield world
 

@@ -163,7 +163,7 @@ def test_a_folder_without_a_test_part_sets_every_fifth_image_aside(tmp_path: Pat
 
 
 def test_a_folder_with_nothing_in_it_says_what_was_expected(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"no images in .*; expected .*/<class>/<image>; is data\.root right"):
+    with pytest.raises(DataError, match=r"no images in .*; expected .*/train/<class>/<image>, or .*; is data\.root right"):
         load("folder", tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_a_folder_with_nothing_in_it_says_what_was_expected(tmp_path: Path) -> N
 def test_any_mode_and_size_becomes_bytes_of_one_shape(tmp_path: Path, mode: str, channels: int) -> None:
     path = tmp_path / f"x.{'tiff' if mode == 'CMYK' else 'png'}"
     PIL.Image.new(mode, (33, 21)).save(path)
-    assert pixels(path, channels, 16).shape == (channels, 16, 16)
+    assert pixels(path, channels, (16, 16)).shape == (channels, 16, 16)
 
 
 def test_images_are_turned_as_their_camera_was(tmp_path: Path) -> None:
@@ -180,14 +180,14 @@ def test_images_are_turned_as_their_camera_was(tmp_path: Path) -> None:
     exif = PIL.Image.Exif()
     exif[0x0112] = 3  # upside down
     image.save(tmp_path / "x.png", exif=exif)
-    np.testing.assert_array_equal(pixels(tmp_path / "x.png", 1, 4)[0], np.asarray(image)[::-1, ::-1])
+    np.testing.assert_array_equal(pixels(tmp_path / "x.png", 1, (4, 4))[0], np.asarray(image)[::-1, ::-1])
 
 
 @pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n" + b"\0" * 40])
 def test_a_broken_image_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(DataError, match=r"cannot read the image .*x\.png"):
-        pixels(tmp_path / "x.png", 1, 4)
+        pixels(tmp_path / "x.png", 1, (4, 4))
 
 
 @pytest.mark.parametrize("form", ["parquet", "arrow"])

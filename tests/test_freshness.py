@@ -61,7 +61,7 @@ def test_a_damaged_artifact_is_noticed_named_and_made_again(run: Run, tmp_path: 
     again = run()
     assert again.code == 0
     stage, name = damaged.split("/")
-    assert f"{stage}: damaged: {name} has changed; made again" in again.output
+    assert f"{stage}: damaged: {name} has changed; to be made again" in again.output
     assert again.summary["test_accuracy"] == whole.summary["test_accuracy"]
 
 

@@ -87,7 +87,7 @@ def test_images_of_different_sizes_are_refused_unless_a_size_is_given(run: Run, 
     words = ["data.source=folder", f"data.root={tmp_path}/data", "data.validation=0"]
     refused = run(*words, until="prepare")
     assert refused.code == 3
-    assert "images of different sizes, 1x12x12 and 1x12x13" in refused.output
+    assert "images differ, 1x12x12 and 1x12x13" in refused.output
     assert "set data.size" in refused.output
     assert run(*words, "data.size=12", until="prepare").code == 0
 

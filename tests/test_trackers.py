@@ -56,7 +56,7 @@ def test_without_its_server_it_goes_on_offline_and_keeps_every_point(run: Run, t
 def test_a_tracker_that_cannot_write_costs_no_step(run: Run, tmp_path: Path) -> None:
     whole = run(until="train", in_folder="whole")
     (tmp_path / "broken/runs/tiny").mkdir(parents=True)
-    (tmp_path / "broken/runs/tiny/wandb.json").mkdir()  # where its notes should go
+    (tmp_path / "broken/runs/tiny/wandb").write_text("a file where its folder should go")
     broken = run(WANDB, until="train", in_folder="broken")
     assert (whole.code, broken.code) == (0, 0)
     assert "going on without it" in broken.output

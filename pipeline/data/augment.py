@@ -4,7 +4,9 @@ Torch is imported inside: the names and options here are checked before torch is
 """
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -12,7 +14,7 @@ if TYPE_CHECKING:
     from pipeline.data.batches import Draws
 
 
-def flip(images: "Tensor", draws: "Draws", *, probability: float = 0.5) -> "Tensor":
+def flip(images: "Tensor", draws: "Draws", *, probability: Annotated[float, Field(ge=0, le=1)] = 0.5) -> "Tensor":
     """Mirror each image left to right with `probability`. uint8 [B, C, H, W] -> same."""
     import torch
 
@@ -20,7 +22,9 @@ def flip(images: "Tensor", draws: "Draws", *, probability: float = 0.5) -> "Tens
     return torch.where(coins[:, None, None, None], images.flip(-1), images)
 
 
-def crop(images: "Tensor", draws: "Draws", *, padding: int = 4, mode: Literal["reflect", "zeros"] = "reflect") -> "Tensor":
+def crop(
+    images: "Tensor", draws: "Draws", *, padding: Annotated[int, Field(ge=0)] = 4, mode: Literal["reflect", "zeros"] = "reflect"
+) -> "Tensor":
     """Shift each image by up to `padding` pixels both ways. uint8 [B, C, H, W] -> same."""
     import torch
 

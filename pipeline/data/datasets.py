@@ -7,10 +7,11 @@ are, wherever they lie; `load` reads them, and downloads them first where that i
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from pipeline.config import Spec
 from pipeline.data import hub
@@ -18,6 +19,9 @@ from pipeline.data.classics import cifar10, mnist
 from pipeline.data.raw import Images, RawDataset, RawSplit, Source
 from pipeline.errors import DataError
 from pipeline.runtime import fingerprint
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
 
 
 class RawData:
@@ -35,7 +39,7 @@ class RawData:
         return {"data.files": fingerprint.of_value(self.source.identity)}
 
 
-def digits(root: Path, *, size: int = 28) -> Source:
+def digits(root: Path, *, size: Count = 28) -> Source:
     """The 1,797 handwritten digits inside scikit-learn, 8x8, enlarged to `size` pixels a side.
 
     They are the test part of E. Alpaydin, C. Kaynak, "Optical Recognition of Handwritten Digits",
@@ -56,7 +60,7 @@ def digits(root: Path, *, size: int = 28) -> Source:
 
 
 def synthetic(
-    root: Path, *, classes: int = 4, size: int = 12, channels: int = 3, train: int = 256, test: int = 64, seed: int = 0
+    root: Path, *, classes: Count = 4, size: Count = 12, channels: Literal[1, 3] = 3, train: Count = 256, test: Count = 64, seed: Seed = 0
 ) -> Source:
     """Noisy class templates, for tests: learnable, seeded, no files."""
 
@@ -87,7 +91,7 @@ def folder(root: Path) -> Source:
 
     def load() -> RawDataset:
         if not listed["train"]:
-            raise DataError(f"no images in {train}; expected {train}/<class>/<image>; is data.root right?")
+            raise DataError(f"no images in {root}; expected {root}/train/<class>/<image>, or {root}/<class>/<image>; is data.root right?")
         classes = sorted({c for c, _ in listed["train"]})
         if strange := {c for c, _ in listed.get("test", [])} - set(classes):
             raise DataError(f"{test} has classes that {train} has not: {', '.join(sorted(strange))}")

@@ -1,6 +1,7 @@
 """Files from the web: resumed, checked by size and digest, and there only when whole."""
 
 import hashlib
+import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ def download(path: Path, urls: Sequence[str], md5: str) -> None:
                 return
             try:
                 _fetch(url, part)
-            except (OSError, ValueError) as error:  # URLError and HTTPError are OSErrors
+            except (OSError, ValueError, http.client.HTTPException) as error:  # URLError and HTTPError are OSErrors
                 failures.append(f"{url}: {getattr(error, 'reason', error)}")
                 continue
             if file_md5(part) == md5:

@@ -72,7 +72,9 @@ def _classes(part: "Dataset", label: str) -> list[str]:
 def _labels(part: "Dataset", column: str, classes: list[str]) -> NDArray[np.int64]:
     """A ClassLabel is stored as its number; any other label is looked up among the class names."""
     values = part[column]
-    if getattr(part.features[column], "names", None):
+    if names := getattr(part.features[column], "names", None):
+        if list(names) != classes:
+            raise DataError(f"the splits number their classes differently: {', '.join(classes)} and {', '.join(names)}")
         return np.array(values, np.int64)
     number = {name: k for k, name in enumerate(classes)}
     if strange := {str(v) for v in values} - set(classes):
@@ -98,6 +100,7 @@ class _Images(Sequence[Any]):
         if self._encoded:
             return value["bytes"] or Path(value["path"])
         array = np.asarray(value)
-        if array.ndim not in (2, 3) or array.min() < 0 or array.max() > 255:
-            raise DataError(f"column {self._column!r} holds neither images nor arrays of pixels [C, H, W] in 0..255")
-        return array.astype(np.uint8)[(None,) * (3 - array.ndim)]
+        array = array[None] if array.ndim == 2 else array
+        if array.ndim != 3 or array.shape[0] not in (1, 3) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:
+            raise DataError(f"column {self._column!r} holds neither images nor whole numbers in 0..255, [H, W] or [1 or 3, H, W]")
+        return array.astype(np.uint8)

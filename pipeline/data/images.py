@@ -11,25 +11,27 @@ from numpy.typing import NDArray
 from pipeline.errors import DataError
 
 
-def pixels(image: NDArray[np.uint8] | Path | bytes, channels: int | None, size: int | None, name: str = "") -> NDArray[np.uint8]:
-    """`image` as uint8 [channels, size, size]; None keeps the image's own.
+def pixels(
+    image: NDArray[np.uint8] | Path | bytes, channels: int | None, size: tuple[int, int] | None, name: str = "an image"
+) -> NDArray[np.uint8]:
+    """`image` as uint8 [channels, *size]; None keeps the image's own.
 
     It is turned as its EXIF data say, made grey or colour, then scaled and cut about its centre
-    so that it fills the square.
+    so that it fills `size`, height and width.
 
     Raises:
-        DataError: it cannot be read; the message has the file's name.
+        DataError: it cannot be read; the message has the file's name, or `name` if it has none.
     """
     if isinstance(image, np.ndarray):
-        if (channels or image.shape[0]) == image.shape[0] and (size or image.shape[1], size or image.shape[2]) == image.shape[1:]:
+        if (channels or image.shape[0]) == image.shape[0] and (size or image.shape[1:]) == image.shape[1:]:
             return image
         opened = PIL.Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
     else:
-        opened = _open(image, name or str(image if isinstance(image, Path) else "an image"))
-    grey = channels == 1 or (channels is None and opened.mode in ("1", "L", "I;16"))
+        opened = _open(image, str(image) if isinstance(image, Path) else name)
+    grey = channels == 1 or (channels is None and opened.mode in ("1", "L", "LA"))
     opened = opened.convert("L" if grey else "RGB")
-    if size is not None and opened.size != (size, size):
-        opened = PIL.ImageOps.fit(opened, (size, size), PIL.Image.Resampling.BILINEAR)
+    if size is not None and opened.size != size[::-1]:
+        opened = PIL.ImageOps.fit(opened, size[::-1], PIL.Image.Resampling.BILINEAR)
     array = np.asarray(opened)
     return array[None] if grey else np.ascontiguousarray(array.transpose(2, 0, 1))
 
@@ -41,8 +43,10 @@ def _open(image: Path | bytes, name: str) -> PIL.Image.Image:
             turned = PIL.ImageOps.exif_transpose(opened)
     except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"cannot read the image {name}: {error}") from None
-    if turned.mode == "I;16":  # 16 bits a pixel: keep the upper eight
+    if turned.mode.startswith("I;16"):  # 16 bits a pixel: keep the upper eight
         return PIL.Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
+    if turned.mode in ("I", "F"):
+        raise DataError(f"the image {name} has 32-bit pixels, whose range is anyone's guess; convert it to 8 or 16 bits")
     return turned.convert("RGBA") if turned.mode == "P" else turned
 
 

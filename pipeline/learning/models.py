@@ -5,7 +5,9 @@ Torch is imported only when a model is built, so that names and options are chec
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
 
 from pipeline.config import Spec
 from pipeline.errors import ConfigError
@@ -13,6 +15,7 @@ from pipeline.errors import ConfigError
 if TYPE_CHECKING:
     from torch import nn
 
+Count = Annotated[int, Field(ge=1)]
 Shape = tuple[int, int, int]  # channels, height, width
 
 
@@ -20,11 +23,11 @@ def lenet(
     shape: Shape,
     classes: int,
     *,
-    channels: tuple[int, ...] = (6, 16),
-    kernel: int = 5,
+    channels: tuple[Count, ...] = (6, 16),
+    kernel: Count = 5,
     pool: Literal["max", "avg", "none"] = "max",
-    hidden: tuple[int, ...] = (120, 84),
-    dropout: float = 0.0,
+    hidden: tuple[Count, ...] = (120, 84),
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
 ) -> "nn.Module":
     """Convolutions (each with ReLU and a 2x2 pool), flattened into fully connected layers.
 
@@ -36,7 +39,7 @@ def lenet(
     return LeNet(shape, classes, channels=channels, kernel=kernel, pool=pool, hidden=hidden, dropout=dropout)
 
 
-def resnet18(shape: Shape, classes: int, *, width: int = 64) -> "nn.Module":
+def resnet18(shape: Shape, classes: int, *, width: Count = 64) -> "nn.Module":
     """ResNet-18 with the stem for small images: one 3x3 convolution, no pool.
 
     K. He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2 for the stem.
@@ -65,5 +68,5 @@ def build(spec: Spec, shape: Shape, classes: int) -> "nn.Module":
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.options.items()}
     try:
         return MODELS[spec.name](shape, classes, **options)
-    except ValueError as error:
+    except (ValueError, RuntimeError) as error:
         raise ConfigError(f"train.model: {spec.name} does not take images of {'x'.join(map(str, shape))}: {error}") from None

@@ -2,20 +2,28 @@
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+from pydantic import Field
 
 if TYPE_CHECKING:
     from torch import nn
     from torch.optim import Optimizer
 
 
-def sgd(model: "nn.Module", *, momentum: float = 0.0, nesterov: bool = False, weight_decay: float = 0.0) -> "Optimizer":
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(ge=0)]
+
+
+def sgd(model: "nn.Module", *, momentum: Share = 0.0, nesterov: bool = False, weight_decay: Positive = 0.0) -> "Optimizer":
     import torch
 
     return torch.optim.SGD(model.parameters(), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(model))
 
 
-def adam(model: "nn.Module", *, beta1: float = 0.9, beta2: float = 0.999, eps: float = 1e-8, weight_decay: float = 0.0) -> "Optimizer":
+def adam(
+    model: "nn.Module", *, beta1: Share = 0.9, beta2: Share = 0.999, eps: Positive = 1e-8, weight_decay: Positive = 0.0
+) -> "Optimizer":
     import torch
 
     return torch.optim.Adam(model.parameters(), betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=_fused(model))
@@ -37,18 +45,20 @@ def constant(step: int, steps: int, per_epoch: float) -> float:
     return 1.0
 
 
-def step_decay(step: int, steps: int, per_epoch: float, *, every: float = 5.0, factor: float = 0.1) -> float:
+def step_decay(
+    step: int, steps: int, per_epoch: float, *, every: Annotated[float, Field(gt=0)] = 5.0, factor: Annotated[float, Field(gt=0)] = 0.1
+) -> float:
     """Multiplied by `factor` every `every` epochs."""
     return factor ** math.floor(step / per_epoch / every)
 
 
-def one_cycle(step: int, steps: int, per_epoch: float, *, warmup: float = 0.3, start: float = 0.04, end: float = 4e-6) -> float:
+def one_cycle(step: int, steps: int, per_epoch: float, *, warmup: Share = 0.3, start: Share = 0.04, end: Share = 4e-6) -> float:
     """Half a cosine from `start` up to 1 over the share `warmup` of the steps, then another down to `end`.
 
     L. N. Smith, N. Topin, "Super-convergence", 2018; the shape and defaults of torch's OneCycleLR
     with `cycle_momentum=False`.
     """
-    peak = warmup * steps - 1
+    peak = max(warmup * steps - 1, 1e-9)
     if step <= peak:
         return _half_cosine(start, 1.0, step / peak)
     return _half_cosine(1.0, end, (step - peak) / max(steps - 1 - peak, 1e-9))

@@ -9,6 +9,7 @@ field of TrainState. Nothing else is saved.
     step-<n>/manifest.json           the rest, and size and sha256 of each file
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -55,8 +56,11 @@ class TrainState:
         return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.bare.state_dict().items()}
 
 
-def save(state: TrainState, folder: Path, keep: int) -> None:
-    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`."""
+def save(state: TrainState, folder: Path, keep: int, tallies: Tensor, journal: Mapping[str, Any]) -> None:
+    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`.
+
+    `tallies` [processes, 3] are those of every process; `journal` is the size and digest of the record up to here.
+    """
     final = folder / f"step-{state.step:09d}"
     partial = folder / "partial"
     files.remove(partial)
@@ -67,14 +71,16 @@ def save(state: TrainState, folder: Path, keep: int) -> None:
     if state.best is not None:
         save_file(state.best.weights, partial / "best.safetensors")
         best = {"step": state.best.step, "accuracy": state.best.accuracy, "loss": state.best.loss}
-    values = {"step": state.step, "seconds": state.seconds, "best": best, "tally": state.tally.sums.tolist()}
+    values = {"step": state.step, "seconds": state.seconds, "best": best, "tallies": tallies.tolist(), "journal": journal}
     files.commit_folder(partial, final, values)
-    for old in checkpoints(folder)[:-keep]:
+    found = checkpoints(folder)
+    here = found.index(final)
+    for old in found[: max(0, here + 1 - keep)] + found[here + 1 :]:  # later ones could not be gone on from
         files.remove(old)
 
 
-def restore(state: TrainState, folder: Path) -> str:
-    """Load the newest whole checkpoint in `folder` into `state`; its name, or "" if there is none."""
+def restore(state: TrainState, folder: Path, journal: Path, rank: int, size: int) -> str:
+    """Load the newest whole checkpoint in `folder` whose record is in `journal`; its name, or "" if there is none."""
     for path in reversed(checkpoints(folder)):
         manifest = files.read_json(path / files.MANIFEST)
         if not isinstance(manifest, dict):
@@ -82,7 +88,13 @@ def restore(state: TrainState, folder: Path) -> str:
         if broken := files.damage(path, manifest["outputs"]):
             say(f"train: {path.name} is damaged ({broken}); falling back to the one before")
             continue
+        if not files.begins_with(journal, manifest["journal"]):
+            say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")
+            continue
         _load(state, path, manifest)
+        tallies = torch.tensor(manifest["tallies"], dtype=torch.float64)
+        mine = tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0)
+        state.tally.sums.copy_(mine)
         return path.name
     return ""
 
@@ -101,7 +113,6 @@ def _load(state: TrainState, path: Path, manifest: dict[str, Any]) -> None:
         kept.setdefault(names[name], {})[what] = value
     state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": kept})
     state.step, state.seconds = manifest["step"], manifest["seconds"]
-    state.tally.sums.copy_(torch.tensor(manifest["tally"], dtype=torch.float64))
     if manifest["best"] is not None:
         state.best = Best(**manifest["best"], weights=load_file(path / "best.safetensors"))
 

@@ -84,6 +84,16 @@ def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
         return next(filter(None, pool.map(check, outputs)), "")
 
 
+def begins_with(path: Path, start: Mapping[str, Any]) -> bool:
+    """Whether the first `size` bytes of `path` have the digest that `start` says."""
+    try:
+        with path.open("rb") as f:
+            content = f.read(start["size"])
+    except OSError:
+        content = b""
+    return len(content) == start["size"] and bool(hashlib.sha256(content).hexdigest() == start["sha256"])
+
+
 def commit_folder(partial: Path, final: Path, values: Mapping[str, Any]) -> None:
     """Give the folder `partial` its manifest, of `values` and its files, and the name `final`."""
     outputs = seal(partial, [str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file()])

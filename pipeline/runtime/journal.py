@@ -4,6 +4,7 @@ metrics.jsonl   {"step": n, "train/loss": ..., ...}   only what is a function of
 timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -24,9 +25,12 @@ class Journal:
         self._file.write(_line({"step": step, **values}))
         self._file.flush()
 
-    def sync(self) -> None:
-        """Make all lines survive a power cut; before a checkpoint that relies on them."""
+    def sync(self) -> dict[str, Any]:
+        """Make all lines survive a power cut; their size and digest, for a checkpoint that relies on them."""
         os.fsync(self._file.fileno())
+        self._file.seek(0)
+        content = self._file.read()
+        return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
 
     def close(self) -> None:
         self._file.close()
@@ -44,7 +48,7 @@ def read(path: Path) -> list[dict[str, Any]]:
             line = json.loads(text)
         except ValueError:
             break
-        if not isinstance(line, dict) or text != _line(line):
+        if not isinstance(line, dict) or "step" not in line or text != _line(line):
             break
         lines.append(line)
     return lines

@@ -6,7 +6,6 @@ Torch-free, so that `--help`, `status` and a run in which everything is fresh an
 import os
 import signal
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -103,10 +102,13 @@ class StopFlag:
     taken for the same one, since a terminal and a launcher may each deliver it.
     """
 
-    def __init__(self, signals: Sequence[signal.Signals] = STOP_SIGNALS) -> None:
+    def __init__(self) -> None:
         self.signal: signal.Signals | None = None
         self._first = 0.0
-        for number in signals:
+
+    def listen(self) -> None:
+        """From now on; until then a signal ends the process, as befits one that only waits."""
+        for number in STOP_SIGNALS:
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:

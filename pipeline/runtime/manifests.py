@@ -109,7 +109,7 @@ def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
         before = read(config.run.folder / config.run.name / stage.name)  # what this run last linked to
         return Look(place, reasons, None, _why(place, before, reasons))
     if broken := files.damage(place, manifest.outputs):
-        return Look(place, reasons, None, f"damaged: {broken}; made again")
+        return Look(place, reasons, None, f"damaged: {broken}; to be made again")
     drift = [m for m, d in fingerprint.of_modules(stage.module).items() if manifest.code.get(m) != d]
     note = f" (code changed since: {', '.join(drift)}; --force {stage.name} makes it again)" if drift else ""
     return Look(place, reasons, manifest, f"fresh{note}")
@@ -148,7 +148,8 @@ def _versions() -> dict[str, str]:
 
 def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:
     if place.is_dir():
-        return "goes on where it stopped"
+        kept = any(place.glob("checkpoints/step-*"))
+        return "goes on where it stopped" if kept else "begun before, but nothing was kept; starts again"
     if before is None:
         return "first time"
     changed = [k for k in {**before.reasons, **reasons} if before.reasons.get(k) != reasons.get(k)]

@@ -9,10 +9,11 @@ import dataclasses
 import functools
 import socket
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from filelock import FileLock, Timeout
 
@@ -26,6 +27,9 @@ from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact
 if TYPE_CHECKING:
     from pipeline.runtime.trackers import Trackers
     from pipeline.runtime.world import World
+
+
+FORCED = "forced"
 
 
 @dataclass(frozen=True)
@@ -55,7 +59,6 @@ class Runner:
     force: str = ""
     on_stage: Callable[[str, Path, bool], None] = lambda name, place, done: None  # told when a stage begins and when it is done
     manifests: dict[str, Manifest] = field(default_factory=dict)
-    why: dict[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def world(self) -> "World":
@@ -63,27 +66,21 @@ class Runner:
 
     def __call__(self, stage: Stage[A], *inputs: Input) -> A:
         """The artifact of `stage(*inputs, workspace)`: found if fresh, made if not."""
-        share = self._share if stage.on != "first" else lambda found: found
-        found = share(self._look(stage, *inputs))
-        if found is None or found.manifest is None:
-            found = self._make(stage, inputs, found, share)
-        else:
-            self._told(stage, found)
-        found = found if stage.on != "first" else self._share(found)
-        assert found is not None
+        with contextlib.ExitStack() as lock:
+            if stage.on == "all":
+                found = self._share(self._told(lambda: self._begin(stage, inputs, lock)))
+                if found.manifest is None:
+                    result, seconds = self._run(stage, inputs, found)
+                    found = self._share(self._told(lambda: self._commit(stage, found, result, seconds)))
+            else:
+                found = self._share(self._told(lambda: self._make(stage, inputs, lock)))
         assert found.manifest is not None
         self.manifests[stage.name] = found.manifest
         self.on_stage(stage.name, found.place, True)
         return artifact(stage, found.place, found.manifest)
 
-    def _look(self, stage: Stage[A], *inputs: Input) -> Look | None:
-        if not self.launch.is_main:
-            return None
-        found = look(self.config, stage, *inputs)
-        return dataclasses.replace(found, manifest=None, why="forced") if self.force == stage.name else found
-
     def _share(self, found: Look | PipelineError | None) -> Look:
-        """What the main process found, on every process; or why it could not be made."""
+        """What the main process found, on every process; or why it could not."""
         shared = found if self.launch.size == 1 else self.world.agree(found)
         if isinstance(shared, PipelineError):
             raise shared
@@ -92,34 +89,54 @@ class Runner:
             raise DataError(f"{shared.place} is not on {socket.gethostname()}: all nodes must see the same run.artifacts folder")
         return shared
 
-    def _make(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look | None, share: Callable[[Any], Look | None]) -> Look | None:
-        if not self.launch.is_main and stage.on == "first":
+    def _told(self, work: Callable[[], Look]) -> Look | PipelineError | None:
+        """What comes of the main process's `work`, while the others wait for it; an error is theirs to know as well."""
+        if not self.launch.is_main:
             return None
-        with self._locked(found.place) if self.launch.is_main and found else contextlib.nullcontext():
-            found = self._look(stage, *inputs)  # another run may have made it while this one waited
-            if self.launch.is_main and found:
-                self._told(stage, found)
-                if found.manifest is None:
-                    self._clear(found.place, all_of_it=self.force == stage.name)
-                    self.on_stage(stage.name, found.place, False)
-            found = share(found)
-            if found is None or found.manifest is not None:
-                return found
-            if stage.on == "all" or self.launch.is_main:
-                try:
-                    found = self._run(stage, inputs, found)
-                except PipelineError as error:
-                    if stage.on != "all":
-                        self._share(error)  # the others wait for the outcome, and end as this one does
-                    raise
-            return share(found)
+        try:
+            return work()
+        except PipelineError as error:
+            return error
+        except Exception as error:
+            if self.launch.size == 1:
+                raise
+            traceback.print_exc()
+            return PipelineError(f"{type(error).__name__}: {error}")
 
-    def _run(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look) -> Look:
+    def _begin(self, stage: Stage[A], inputs: tuple[Input, ...], lock: contextlib.ExitStack) -> Look:
+        """Find the stage fresh, or else hold its lock, with its place made ready."""
+        found = self._look(stage, inputs)
+        if found.manifest is None:
+            lock.enter_context(self._locked(found.place))
+            found = self._look(stage, inputs)  # another run may have made it while this one waited
+        say(f"{stage.name}: {found.why}")
+        if found.manifest is None:
+            if found.why == FORCED:
+                files.remove(found.place)
+            found.place.mkdir(parents=True, exist_ok=True)
+            (found.place / files.MANIFEST).unlink(missing_ok=True)
+            self.on_stage(stage.name, found.place, False)
+        return found
+
+    def _look(self, stage: Stage[A], inputs: tuple[Input, ...]) -> Look:
+        found = look(self.config, stage, *inputs)
+        if self.force == stage.name and found.manifest is not None:  # what a forced one left unfinished is gone on with
+            return dataclasses.replace(found, manifest=None, why=FORCED)
+        return found
+
+    def _make(self, stage: Stage[A], inputs: tuple[Input, ...], lock: contextlib.ExitStack) -> Look:
+        found = self._begin(stage, inputs, lock)
+        return found if found.manifest is not None else self._commit(stage, found, *self._run(stage, inputs, found))
+
+    def _run(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look) -> tuple[A, float]:
         began = time.monotonic()
-        space = Workspace(found.place, self.config, self.stop, lambda: self.world, self.trackers)
-        result = stage.function()(*inputs, space)
-        seconds = time.monotonic() - began
-        return commit(stage, found, result, seconds, self._parallelism()) if self.launch.is_main else found
+        result = stage.function()(*inputs, Workspace(found.place, self.config, self.stop, lambda: self.world, self.trackers))
+        return result, time.monotonic() - began
+
+    def _commit(self, stage: Stage[A], found: Look, result: A, seconds: float) -> Look:
+        world = self.__dict__.get("world")  # a stage that needed none has not opened it
+        how = {} if world is None else {"world_size": world.size, "strategy": world.strategy, "device": world.device.type}
+        return commit(stage, found, result, seconds, how)
 
     @contextlib.contextmanager
     def _locked(self, place: Path) -> Iterator[None]:
@@ -140,20 +157,3 @@ class Runner:
             yield
         finally:
             lock.release()
-
-    @staticmethod
-    def _clear(place: Path, *, all_of_it: bool) -> None:
-        if all_of_it:
-            files.remove(place)
-        place.mkdir(parents=True, exist_ok=True)
-        (place / files.MANIFEST).unlink(missing_ok=True)
-
-    def _told(self, stage: Stage[A], found: Look) -> None:
-        self.why[stage.name] = found.why
-        say(f"{stage.name}: {found.why}")
-
-    def _parallelism(self) -> dict[str, Any]:
-        world = self.__dict__.get("world")
-        if world is None:
-            return {}
-        return {"world_size": world.size, "strategy": world.strategy, "device": str(world.device.type)}

@@ -13,7 +13,7 @@ from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
-from pipeline.runtime import files, fingerprint
+from pipeline.runtime import files
 from pipeline.runtime.console import say
 
 
@@ -34,22 +34,23 @@ class Tracker(Protocol):
 def wandb(
     config: Config,
     folder: Path,
+    training: Path,
     *,
     project: str = "pipeline",
     mode: Literal["auto", "online", "offline"] = "auto",
 ) -> Tracker:
     """Weights & Biases: one run for one training, over all its restarts; offline when no key is configured."""
-    return _WandB(config, folder, project, mode)
+    return _WandB(config, folder, training, project, mode)
 
 
 class _WandB:
-    def __init__(self, config: Config, folder: Path, project: str, mode: str) -> None:
+    def __init__(self, config: Config, folder: Path, training: Path, project: str, mode: str) -> None:
         os.environ.setdefault("WANDB_SILENT", "true")  # what there is to say is said below
         import wandb
 
         self._wandb = wandb
-        run_id = _run_id(config, folder / "wandb.json")
-        self._mark = os.open(folder / f"wandb-{run_id}.step", os.O_RDWR | os.O_CREAT, 0o644)
+        run_id = _run_id(training / "wandb.json")
+        self._mark = os.open(training / "wandb.step", os.O_RDWR | os.O_CREAT, 0o644)
         self._told = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart
         settings = wandb.Settings(silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1)
         if mode == "auto":
@@ -109,14 +110,13 @@ def _has_key() -> bool:
         return False
 
 
-def _run_id(config: Config, notes: Path) -> str:
-    """The same for each restart of the same training, another when its recipe or data change."""
-    recipe = fingerprint.of_value({**config.data.reasons(), **config.train.reasons()})
+def _run_id(notes: Path) -> str:
+    """Kept beside the training: the same for each restart, another when it is made anew."""
     known = files.read_json(notes)
-    if isinstance(known, dict) and known.get("recipe") == recipe:
-        return str(known["id"])
-    files.write_json(notes, {"recipe": recipe, "id": secrets.token_hex(4)})
-    return _run_id(config, notes)
+    if not isinstance(known, dict):
+        known = {"id": secrets.token_hex(4)}
+        files.write_json(notes, known)
+    return str(known["id"])
 
 
 TRACKERS: dict[str, Callable[..., Tracker]] = {"wandb": wandb}
@@ -127,6 +127,7 @@ class Trackers:
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
+        self.training = folder  # the artifact of the training that is told of, once it is known
         self._open: dict[str, Tracker] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -151,7 +152,7 @@ class Trackers:
             self._open = {}
             for spec in self._config.run.trackers:
                 with _without_harm(spec.name):
-                    self._open[spec.name] = TRACKERS[spec.name](self._config, self._folder, **spec.options)
+                    self._open[spec.name] = TRACKERS[spec.name](self._config, self._folder, self.training, **spec.options)
         for name, tracker in list(self._open.items()):
             with _without_harm(name) as failed:
                 what(tracker)

@@ -57,12 +57,10 @@ class World:
         self.size: int = self._accelerator.num_processes
         self.is_main: bool = self.rank == 0
         self.device: torch.device = self._accelerator.device
-        self.dtype = torch.float64 if precision == "fp64" else torch.float32
         self._generators = [torch.default_generator]
         if self.device.type == "cuda":
-            self._generators += (
-                torch.cuda.default_generators[:] if self.strategy == "dp" else [torch.cuda.default_generators[self.device.index]]
-            )
+            self._use_cuda()
+        self.dtype = torch.float64 if precision == "fp64" else torch.float32
         if self._accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             kind = self._accelerator.distributed_type.value
             raise ConfigError(f"accelerate is configured for {kind}, which is not offered; run `accelerate config` for DDP")
@@ -83,7 +81,18 @@ class World:
     def __str__(self) -> str:
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-        return f"{processes} ({self.strategy}) on {name}"
+        count = torch.get_num_threads()
+        threads = f", {count} thread{'s' * (count > 1)} each" if self.device.type == "cpu" else ""
+        return f"{processes} ({self.strategy}) on {name}{threads}"
+
+    def _use_cuda(self) -> None:
+        """The device by its number, its generators, and kernels that give the same bits each time."""
+        torch.cuda.init()  # type: ignore[no-untyped-call]  # there are no generators before
+        self.device = torch.device("cuda", torch.cuda.current_device())
+        ours = slice(None) if self.strategy == "dp" else slice(self.device.index, self.device.index + 1)
+        self._generators += list(torch.cuda.default_generators)[ours]
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.allow_tf32 = False  # `no` is float32
 
     def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int) -> nn.Module:
         """Place and parallelise `model`, for global batches of images of `shape`: the one place that chooses a strategy."""
@@ -128,8 +137,8 @@ class World:
 
     def seed(self, seed: int, step: int) -> None:
         """Make what the model draws in this step (dropout) a function of (seed, step, rank)."""
-        digest = hashlib.blake2b(f"{seed}/{step}/{self.rank}".encode(), digest_size=7).digest()
-        for generator in self._generators:  # torch.manual_seed would also keep a stack trace a call, without CUDA
+        for k, generator in enumerate(self._generators):  # torch.manual_seed would keep a stack trace a call, without CUDA
+            digest = hashlib.blake2b(f"{seed}/{step}/{self.rank}/{k}".encode(), digest_size=7).digest()
             generator.manual_seed(int.from_bytes(digest))
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
@@ -153,6 +162,14 @@ class World:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
+
+    def gather(self, tensor: Tensor) -> Tensor:
+        """That of each process, [size, ...]; the same bits on each."""
+        if self.size == 1:
+            return tensor[None]
+        gathered = [torch.empty_like(tensor) for _ in range(self.size)]
+        dist.all_gather(gathered, tensor)
+        return torch.stack(gathered)
 
     def share_buffers(self, model: nn.Module) -> None:
         """Give every process the running statistics of process 0, the ones that are saved."""

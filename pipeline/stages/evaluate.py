@@ -1,6 +1,7 @@
 """Stage 3: trained weights -> what they do on the splits they have not learnt from."""
 
 import functools
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,8 +27,10 @@ def evaluate(config: EvaluateConfig, data: PreparedData, trained: TrainedModel, 
     Raises:
         GateError: the accuracy on the test split is below `evaluate.min_accuracy`.
     """
-    model = load(trained).to(space.world.device, space.world.dtype)
+    model = load(trained, space.world.dtype).to(space.world.device)
     measured = {split: measure(model, data, trained, split, space) for split in ("validation", "test") if data.counts[split]}
+    if not all(math.isfinite(values["loss"]) for values in measured.values()):
+        raise GateError("the loss of the trained weights is not a finite number; lower train.lr")
     if space.world.is_main:
         _write(measured, data, trained, space)
     totals = {split: {k: v for k, v in values.items() if isinstance(v, int | float)} for split, values in measured.items()}
@@ -39,9 +42,9 @@ def evaluate(config: EvaluateConfig, data: PreparedData, trained: TrainedModel, 
     return Report(dir=space.dir, test=test, validation=totals.get("validation"))
 
 
-def load(trained: TrainedModel) -> nn.Module:
+def load(trained: TrainedModel, dtype: torch.dtype = torch.float32) -> nn.Module:
     """The bare model with its selected weights, on the CPU."""
-    model = models.build(trained.model, trained.shape, len(trained.classes))
+    model = models.build(trained.model, trained.shape, len(trained.classes)).to(dtype)
     model.load_state_dict(load_file(trained.dir / "weights.safetensors"))
     return model
 

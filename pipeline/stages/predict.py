@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pipeline.data.images import pixels
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.runtime import files
 
 
@@ -15,18 +15,21 @@ def predict(folder: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, f
 
     Raises:
         ConfigError: `folder` is not an export, nor a run that has one.
-        DataError: an image cannot be read.
+        DataError: the export is damaged, or an image cannot be read.
     """
     folder = folder / "export" if (folder / "export").is_dir() else folder
-    about = files.read_json(folder / "model.json")
-    if about is None:
+    manifest = files.read_json(folder / files.MANIFEST)
+    if not isinstance(manifest, dict) or manifest.get("stage") != "export":
         raise ConfigError(f"no export in {folder}; give the folder of a finished run or of its export")
+    if broken := files.damage(folder, manifest["outputs"]):
+        raise DataError(f"the export in {folder} is damaged: {broken}; run the pipeline again")
+    about = files.read_json(folder / "model.json")
     import onnxruntime
 
     session = onnxruntime.InferenceSession(folder / "model.onnx", providers=["CPUExecutionProvider"])
-    channels, height, _ = about["shape"]
+    channels, *size = about["shape"]
     for path in images:
-        batch = pixels(path, channels, height)[None]
+        batch = pixels(path, channels, tuple(size))[None]
         probabilities = np.asarray(session.run(["probabilities"], {"images": batch})[0])[0]
         best = int(probabilities.argmax())
         yield path, about["classes"][best], float(probabilities[best])

@@ -5,6 +5,7 @@ import itertools
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,8 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
     }
     if not len(splits["train"][1]):
         raise DataError(f"data.validation={config.validation} of {len(raw.train.labels)} images leaves none to train on")
-    shape = pixels(raw.train.images[0], config.channels, config.size).shape
+    size = None if config.size is None else (config.size, config.size)
+    shape = pixels(raw.train.images[0], config.channels, size).shape
     seen = {name: _Seen(shape[0]) for name in splits}
     written: dict[str, list[str]] = {}
     progress = Progress("prepare", first=0, total=sum(len(index) for _, index in splits.values()), unit="image")
@@ -50,7 +52,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
                     raise space.stop.interrupted("while preparing")
             written[name].append(f"{name}-{k:05d}.arrow")
             shards.write(space.dir / written[name][-1], images, split.labels[rows], raw.classes)
-            if not (space.dir / "samples.png").exists():
+            if name == "train" and k == 0:
                 grid(images, split.labels[rows], raw.classes).save(space.dir / "samples.png")
     progress.close()
     mean, std = seen["train"].statistics()
@@ -107,12 +109,14 @@ def _decoded(
     """(place, images [B, C, H, W]) block by block, decoded by a thread a core: Pillow lets them run."""
 
     def one(row: int) -> NDArray[np.uint8]:
-        image = pixels(split.images[row], config.channels or shape[0], config.size, f"number {row}")
+        image = pixels(split.images[row], config.channels, size, f"number {row}")
         if image.shape != shape:
             sizes = " and ".join("x".join(map(str, s)) for s in (shape, image.shape))
-            raise DataError(f"images of different sizes, {sizes} (the second is {split.images[row]!s:.200}); set data.size")
+            which = str(split.images[row]) if isinstance(split.images[row], Path) else f"number {row}"
+            raise DataError(f"images differ, {sizes} (the second is {which}); set data.size, or data.channels to 1 or 3")
         return image
 
+    size = None if config.size is None else (config.size, config.size)
     with ThreadPoolExecutor() as pool:
         for at in range(0, len(rows), BLOCK):
             block = rows[at : at + BLOCK].tolist()
@@ -126,10 +130,19 @@ def _check(raw: RawDataset) -> None:
             raise DataError(f"the {name} split has no images")
         if split.labels.min() < 0 or split.labels.max() >= len(raw.classes):
             raise DataError(f"the {name} split has labels outside 0..{len(raw.classes) - 1}")
+    if bad := [name for name in raw.classes if not _is_text(name)]:
+        raise DataError(f"a class has a name that is not UTF-8: {bad[0]!r}; rename its folder")
     counts = np.bincount(raw.train.labels, minlength=len(raw.classes))
     if len(raw.classes) < 2 or (counts == 0).any():
         empty = ", ".join(raw.classes[k] for k in np.flatnonzero(counts == 0))
         raise DataError(f"classes without training images: {empty}" if empty else "classification needs two classes or more")
+
+
+def _is_text(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def _duplicates(digests: dict[str, Counter[bytes]]) -> dict[str, int]:

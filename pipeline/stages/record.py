@@ -1,10 +1,12 @@
 """What the training loop tells: the journal first, then the terminal and the trackers."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator
 from types import TracebackType
 
+from pipeline.errors import GateError
 from pipeline.learning import state as checkpoints
 from pipeline.learning.metrics import Tally
 from pipeline.learning.state import TrainState
@@ -50,6 +52,7 @@ class Record:
         """The means since the last time, over all processes; empties the tally."""
         state, world = self._state, self._space.world
         means = Tally(world.sum(state.tally.sums)).means()
+        _refuse_divergence(means, state.step)
         state.tally.sums.zero_()
         with self.paused():
             speed = (state.step - self._told[0]) * self._batch_size / max(state.seconds - self._told[1], 1e-9)
@@ -66,6 +69,7 @@ class Record:
 
     def validation(self, means: dict[str, float]) -> None:
         """What was measured on the validation split."""
+        _refuse_divergence(means, self._state.step)
         if self._space.world.is_main:
             self._write({f"validation/{name}": value for name, value in means.items()}, {})
             self._progress.tell_also(self._state.step, {"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
@@ -73,9 +77,9 @@ class Record:
     def save(self, keep: int) -> None:
         """A checkpoint, after the lines that it relies on."""
         with self.paused():
+            tallies = self._space.world.gather(self._state.tally.sums)
             if self._space.world.is_main:
-                self._metrics.sync()
-                checkpoints.save(self._state, self._space.dir / "checkpoints", keep)
+                checkpoints.save(self._state, self._space.dir / "checkpoints", keep, tallies, self._metrics.sync())
             self._space.world.barrier()  # no one leaves while it is written: a launcher would end it
 
     def _write(self, metrics: dict[str, float], timings: dict[str, float]) -> None:
@@ -83,3 +87,8 @@ class Record:
         if timings:
             self._timings.append(self._state.step, timings)
         self._space.trackers.log(self._state.step, {**metrics, **timings})
+
+
+def _refuse_divergence(means: dict[str, float], step: int) -> None:
+    if not math.isfinite(means["loss"]):
+        raise GateError(f"the loss is {means['loss']} at step {step}: training has diverged; lower train.lr")

@@ -77,8 +77,8 @@ def matrix(counts: np.ndarray[Any, np.dtype[np.int64]], classes: list[str]) -> F
     axis.set(xlabel="predicted", ylabel="true", title="test split")
     if len(classes) <= 25:
         ticks = range(len(classes))
-        axis.set_xticks(ticks, classes, rotation=45 if max(map(len, classes)) > 2 else 0)
-        axis.set_yticks(ticks, classes)
+        axis.set_xticks(ticks, classes, rotation=45 if max(map(len, classes)) > 2 else 0, parse_math=False)
+        axis.set_yticks(ticks, classes, parse_math=False)
         for row, column in zip(*np.nonzero(counts), strict=True):
             shade = "white" if shares[row, column] > 0.5 else "black"
             axis.text(column, row, str(counts[row, column]), ha="center", va="center", color=shade, fontsize=7)

@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -43,10 +44,10 @@ def train(config: TrainConfig, data: PreparedData, space: Workspace) -> TrainedM
     rate = functools.partial(SCHEDULES[config.schedule.name], steps=steps, per_epoch=per_epoch, **config.schedule.options)
     loss = functools.partial(LOSSES[config.loss.name], **config.loss.options)
     state = initial_state(config, data, world)
-    if restored := checkpoints.restore(state, space.dir / "checkpoints"):
+    if restored := checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size):
         say(f"train: going on from {restored} of {steps}")
 
-    say(f"train: {world}, {torch.get_num_threads()} threads each" if world.device.type == "cpu" else f"train: {world}")
+    say(f"train: {world}")
     with Record(space, state, steps=steps, batch_size=config.batch_size) as record:
         for batch in batches.steps(state.step, steps, run.workers):
             lr = config.lr * rate(state.step)
@@ -135,6 +136,7 @@ def finish(
         save_file(weights, space.dir / "weights.safetensors")
         timing = {"seconds": state.seconds, "images": images, "images_per_second": images / max(state.seconds, 1e-9)}
         files.write_json(space.dir / "timing.json", timing)
+        say(f"train: {state.step} steps in {state.seconds:.1f} s, {timing['images_per_second']:,.0f} images/s; kept {_words(selected)}")
         space.trackers.artifact(space.config.run.name, "model", [space.dir / "weights.safetensors"], selected)
     return TrainedModel(
         dir=space.dir,
@@ -149,3 +151,8 @@ def finish(
         images=images,
         selected=selected,
     )
+
+
+def _words(selected: dict[str, Any]) -> str:
+    score = f" {selected['accuracy']:.4f}" if "accuracy" in selected else ""
+    return f"step {selected['step']}, by {selected['by']}{score}"
