@@ -40,16 +40,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         if options.command == "status":
             return _status(config)
-        data = ["--data-dir", str(options.data_dir)] if options.data_dir else []
-        typed = [sys.argv[0], *options.words, *data]
-        return _run(config, "export" if options.command == "run" else options.command, options.force, options.json, typed)
+        return _run(config, options)
     except PipelineError as error:
         print(f"pipeline: {error}", file=sys.stderr)
         return error.exit_code
 
 
-def _run(config: Config, until: str, force: str, as_json: bool, typed: Sequence[str]) -> int:
-    """Make or find everything up to the stage `until`, and leave word in the run folder of how it ended."""
+def _run(config: Config, options: argparse.Namespace) -> int:
+    """Make or find everything up to the stage asked for, and leave word in the run folder of how it ended."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
     stop = StopFlag()
@@ -62,7 +60,7 @@ def _run(config: Config, until: str, force: str, as_json: bool, typed: Sequence[
             folder = RunFolder(config)
         else:
             console.write_to(config.run.folder / config.run.name / "logs" / f"rank-{launch.rank}.log")
-        _make(config, until, force, as_json, typed, launch, stop, threads, folder)
+        _make(config, options, launch, stop, threads, folder)
     except PipelineError as error:
         code, message = error.exit_code, str(error)
     except KeyboardInterrupt:
@@ -82,17 +80,8 @@ def _run(config: Config, until: str, force: str, as_json: bool, typed: Sequence[
     return code
 
 
-def _make(
-    config: Config,
-    until: str,
-    force: str,
-    as_json: bool,
-    typed: Sequence[str],
-    launch: Launch,
-    stop: StopFlag,
-    threads: int,
-    folder: RunFolder | None,
-) -> None:
+def _make(config: Config, options: argparse.Namespace, launch: Launch, stop: StopFlag, threads: int, folder: RunFolder | None) -> None:
+    until = "export" if options.command == "run" else options.command
     trackers = Trackers(config, config.run.folder / config.run.name)
     with contextlib.ExitStack() as last:  # the other processes are left last: a launcher ends those that stay
 
@@ -109,7 +98,7 @@ def _make(
             if folder is not None:
                 folder.link(name, place, done)
 
-        runner = Runner(config, launch, stop, trackers, open_world, force, on_stage)
+        runner = Runner(config, launch, stop, trackers, open_world, options.force, on_stage)
         plan = Plan(config, runner)
         try:
             getattr(plan, TARGETS[until])
@@ -119,11 +108,12 @@ def _make(
         trackers.close(0)
         if folder is None:
             return
+        typed = [sys.argv[0], *options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
         say(closing_words(config, until, folder.path, typed))
         if until == "export":
             summary = summarise(plan, runner.manifests, folder.path)
             folder.summary(summary)
-            if as_json:
+            if options.json:
                 say(json.dumps(summary))
 
 

@@ -92,6 +92,30 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(run: Run, tmp_path: Pa
     assert "train: fresh" in run("run.trackers=[]", until="train").output
 
 
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_failure_while_preparing_ends_every_process(run: Run, tmp_path: Path, processes: int) -> None:
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/prepare").write_text("a file where a folder should be")
+    ended = run("run.trackers=[]", processes=processes)
+    assert ended.codes == [1] * processes
+    assert "File exists" in ended.output
+
+
+def test_a_training_that_diverges_ends_with_a_word(run: Run) -> None:
+    ended = run("train.lr=1e9", "train.schedule=constant", processes=2)
+    assert ended.code == 4
+    assert "training has diverged; lower train.lr" in ended.output
+    assert "Traceback" not in ended.output
+
+
+def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
+    words = " ".join(f"'{word}'" for word in (*TINY, "run.trackers=[]"))
+    subprocess.run(
+        ["sh", "-c", f"{sys.executable} -m pipeline.main train {words} | head -n 1"], cwd=tmp_path, capture_output=True, check=True
+    )
+    assert json.loads((tmp_path / "runs/tiny/status.json").read_text())["state"] == "done"
+
+
 def test_interrupted_before_there_is_anything_to_keep(tmp_path: Path) -> None:
     import os
     import signal

@@ -29,6 +29,13 @@ MISTAKES = {
     "train.loss=entropy": "train.loss: no 'entropy'; did you mean 'cross_entropy'?",
     "data.source=minst": "data.source: no 'minst'; did you mean 'mnist'?",
     "run.trackers=[wanbd]": "run.trackers.0: no 'wanbd'; did you mean 'wandb'?",
+    "run.trackers.mode=offline": "'run.trackers.mode=offline': trackers is [\"wandb\"], which has no keys; give it a value as a whole",
+    "train.lr.x=3": "'train.lr.x=3': lr is 0.02, which has no keys; give it a value as a whole",
+    "train.model={name: lenet, options: {kernel: 3}, dropout: 0.5}": "train.model.dropout: no such key",
+    "train.schedule={name: step, every: 0}": "train.schedule.every: input should be greater than 0",
+    "train.augment={name: crop}": "train.augment: input should be a valid tuple",
+    "train.augment=[{name: crop, padding: -1}]": "train.augment.0.padding: input should be greater than or equal to 0",
+    "train.model.kernel=0": "train.model.kernel: input should be greater than or equal to 1",
     "lr=3": "'lr=3' is neither a configuration file nor section.key=value",
     "train.=3": "'train.=3' is neither a configuration file nor section.key=value",
 }

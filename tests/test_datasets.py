@@ -208,6 +208,29 @@ def test_local_hugging_face_files_are_read(tmp_path: Path, form: str) -> None:
     np.testing.assert_array_equal(np.stack([pixels(raw.test.images[k], 3, None) for k in range(20)]), IMAGES)
 
 
+@pytest.mark.parametrize("wrong", ["float", "last", "names"])
+def test_hugging_face_data_that_could_be_read_wrongly_are_refused(tmp_path: Path, wrong: str) -> None:
+    import datasets
+
+    values = IMAGES[:, :, :8, :8].tolist()
+    if wrong == "float":
+        values = (IMAGES[:, :, :8, :8] / 255).tolist()
+    if wrong == "last":
+        values = IMAGES[:, :, :8, :8].transpose(0, 2, 3, 1).tolist()
+    for split, names in (("train", ["a", "b"]), ("test", ["b", "a"] if wrong == "names" else ["a", "b"])):
+        made = datasets.Dataset.from_dict({"image": values, "label": (LABELS % 2).tolist()})
+        made.cast_column("label", datasets.ClassLabel(names=names)).to_parquet(tmp_path / f"{split}.parquet")
+    with pytest.raises(DataError, match="number their classes differently" if wrong == "names" else "holds neither images nor"):
+        _ = load("huggingface", tmp_path).train.images[0]
+
+
+@pytest.mark.parametrize("mode", ["I", "F"])
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path, mode: str) -> None:
+    PIL.Image.new(mode, (4, 4)).save(tmp_path / "x.tiff")
+    with pytest.raises(DataError, match=r"x\.tiff has 32-bit pixels"):
+        pixels(tmp_path / "x.tiff", 1, (4, 4))
+
+
 def test_digits_are_those_of_scikit_learn() -> None:
     raw = load("digits", Path(), size=8)
     from sklearn.datasets import load_digits

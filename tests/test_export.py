@@ -81,3 +81,22 @@ def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert missing.code == 3
     PIL.Image.new("L", (50, 40)).save(tmp_path / "x.png")
     assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.startswith("x.png: class ")
+
+
+def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(run: Run, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    names = ["$x_$", "<b>|&", "ключ"]
+    for split in ("train", "test"):
+        for name in names:
+            (tmp_path / "data" / split / name).mkdir(parents=True)
+            for k in range(6):
+                PIL.Image.fromarray(rng.integers(0, 256, (12, 15), np.uint8)).save(tmp_path / "data" / split / name / f"{k}.png")
+    ended = run("data.source=folder", "data.root=data", "train.epochs=1")
+    assert ended.code == 0, ended.output
+    told = launch(tmp_path, ["predict", "runs/tiny", f"data/test/{names[0]}/0.png"])
+    assert told.code == 0, told.output
+    assert any(f": {name} " in told.output for name in names)
+    (tmp_path / "runs/tiny/export/model.onnx").unlink()
+    damaged = launch(tmp_path, ["predict", "runs/tiny", f"data/test/{names[0]}/0.png"])
+    assert (damaged.code, "Traceback" in damaged.output) == (3, False)
+    assert "the export in runs/tiny/export is damaged: model.onnx" in damaged.output

@@ -34,7 +34,7 @@ def test_step_decay_is_torchs_with_epochs_for_steps() -> None:
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
-@pytest.mark.parametrize("steps", [1, 2, 3, 7])
+@pytest.mark.parametrize("steps", [1, 2, 3, 7, 10])
 def test_a_rate_is_positive_and_at_most_one_however_short_the_run(name: str, steps: int) -> None:
     for step in range(steps):
         assert 0 < SCHEDULES[name](step, steps, 2.5) <= 1

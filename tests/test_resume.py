@@ -60,3 +60,34 @@ def test_log_cadence_does_not_change_the_weights(run: Run, tmp_path: Path) -> No
     run(until="train", in_folder="a")
     run("run.log_every=7", "run.checkpoint_every=3", "run.keep=1", until="train", in_folder="b")
     assert results(tmp_path / "a")[0] == results(tmp_path / "b")[0]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_a_line_that_spans_the_stop_is_the_same(run: Run, tmp_path: Path, processes: int) -> None:
+    lines = ["run.log_every=7", "run.trackers=[signal]"]
+    assert run(*lines, until="train", in_folder="whole", processes=processes).code == 0
+    stopped = run(*lines, until="train", in_folder="parts", processes=processes, stop_at=14)  # several stop at 20, within a line
+    assert stopped.code == 75
+    assert run(*lines, until="train", in_folder="parts", processes=processes).code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_a_damaged_later_checkpoint_does_not_push_out_the_good_one(run: Run, tmp_path: Path) -> None:
+    run("run.keep=1", until="train", stop_at=40)
+    for path in tmp_path.glob("artifacts/train/*/checkpoints/step-*/weights.safetensors"):
+        path.write_bytes(b"")
+    assert "is damaged" in run("run.keep=1", until="train", stop_at=5).output
+    assert "going on from step-000000005" in run("run.keep=1", until="train").output
+
+
+def test_a_forced_training_that_was_stopped_goes_on(run: Run) -> None:
+    assert run(until="train").code == 0
+    assert "train: forced" in run("--force", "train", until="train", stop_at=15).output
+    again = run("--force", "train", until="train")
+    assert again.code == 0
+    assert "going on from step-000000015" in again.output
+
+
+def test_stopped_before_its_first_checkpoint_it_says_that_it_starts_again(run: Run) -> None:
+    assert run("run.checkpoint_every=1000", until="train", kill_at=15).code == -9
+    assert "train: begun before, but nothing was kept; starts again" in run(until="train").output

@@ -139,7 +139,7 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
         seconds=round(seconds, 3),
     )
     files.write_json(found.place / files.MANIFEST, manifest.model_dump(mode="json"))
-    return dataclasses.replace(found, manifest=manifest)
+    return dataclasses.replace(found, manifest=read(found.place))  # as all later readers see it
 
 
 def _versions() -> dict[str, str]:
