@@ -33,7 +33,7 @@ class Progress:
         self._what, self._first, self._total = what, first, total
         self._last: Mapping[str, str] = {}
         self._also: Mapping[str, str] = {}
-        shape = "{desc} {percentage:3.0f}%|{bar:8}| {n_fmt}/{total_fmt} {remaining}{postfix}"
+        shape = "{desc} |{bar:8}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
         self._bar = tqdm(total=total, initial=first, unit=unit, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format=shape)
 
     def step(self, count: int = 1) -> None:
@@ -44,7 +44,7 @@ class Progress:
         if self._bar.disable:
             self._line(step, {**values, "eta": str(datetime.timedelta(seconds=round(seconds_left)))})
         else:
-            self._bar.set_postfix_str(self._text({**self._also, **values}), refresh=False)
+            self._bar.set_postfix_str(self._text({**values, **self._also}), refresh=False)
 
     def tell_also(self, step: int, values: Mapping[str, str]) -> None:
         """What comes more seldom: a line of its own, or the end of the bar until it comes again."""
@@ -52,7 +52,7 @@ class Progress:
         if self._bar.disable:
             self._line(step, values)
         else:
-            self._bar.set_postfix_str(self._text({**values, **self._last}), refresh=False)
+            self._bar.set_postfix_str(self._text({**self._last, **values}), refresh=False)
 
     def _line(self, step: int, values: Mapping[str, str]) -> None:
         say(f"{self._what} {step}/{self._total}  {self._text(values)}")

@@ -61,9 +61,9 @@ class Record:
                 self._write({"train/loss": means["loss"], "train/accuracy": means["accuracy"], "train/lr": lr}, {"images/s": speed})
                 shown = {
                     "loss": f"{means['loss']:.4f}",
-                    "accuracy": f"{means['accuracy']:.4f}",
                     "lr": f"{lr:.3g}",
                     "images/s": f"{speed:,.0f}",
+                    "accuracy": f"{means['accuracy']:.4f}",
                 }
                 self._progress.tell(state.step, shown, (self._steps - state.step) * self._batch_size / speed)
 
