@@ -12,7 +12,7 @@ from torch import Tensor
 from pipeline.config import TrainConfig
 from pipeline.data.augment import AUGMENTATIONS
 from pipeline.data.batches import Batch, Images, TrainBatches, share
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.learning import models
 from pipeline.learning import state as checkpoints
 from pipeline.learning.losses import LOSSES
@@ -44,7 +44,10 @@ def train(config: TrainConfig, data: PreparedData, space: Workspace) -> TrainedM
     rate = functools.partial(SCHEDULES[config.schedule.name], steps=steps, per_epoch=per_epoch, **config.schedule.options)
     loss = functools.partial(LOSSES[config.loss.name], **config.loss.options)
     state = initial_state(config, data, world)
-    if restored := checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size):
+    restored = checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size)
+    if world.any(world.agree(restored) != restored):
+        raise DataError(f"the processes see different checkpoints in {space.dir}; all nodes must see the same run.artifacts folder")
+    if restored:
         say(f"train: going on from {restored} of {steps}")
 
     say(f"train: {world}")
