@@ -45,17 +45,9 @@ class Ended:
         return dict(json.loads(self.output.splitlines()[-1]))
 
 
-def launch(
-    folder: Path,
-    words: Sequence[str],
-    *,
-    processes: int = 1,
-    stop_at: int = 0,
-    kill_at: int = 0,
-    environment: Mapping[str, str] = MappingProxyType({}),
-) -> Ended:
-    """`pipeline WORDS` in `folder` on so many processes; signalled, if asked, when it logs a step."""
-    started = begin(folder, words, processes=processes, stop_at=stop_at, kill_at=kill_at, environment=environment)
+def launch(folder: Path, words: Sequence[str], **how: Any) -> Ended:
+    """`pipeline WORDS` in `folder`, to its end; `how` as in `begin`."""
+    started = begin(folder, words, **how)
     for process in started:
         process.join(200)
         assert process.exitcode is not None, "did not end"
@@ -71,7 +63,7 @@ def begin(
     kill_at: int = 0,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[ForkServerProcess]:
-    """The processes of a launch, one a rank, started."""
+    """`pipeline WORDS` in `folder` on so many processes, started; signalled, if asked, when it logs a step."""
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if processes > 1 else {}
     started = []
     for rank in range(processes):

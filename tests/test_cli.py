@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from cluster import until
 from conftest import TINY, Run
 from processes import launch
 
@@ -119,13 +120,12 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
 def test_interrupted_before_there_is_anything_to_keep(tmp_path: Path) -> None:
     import os
     import signal
-    import time
 
     from processes import begin
 
     (process,) = begin(tmp_path, ["prepare", *TINY, "data.source.train=300000", "run.trackers=[]"])
-    while "prepare" not in (tmp_path / "output.txt").read_text() if (tmp_path / "output.txt").exists() else True:
-        time.sleep(0.05)
+    output = tmp_path / "output.txt"
+    until(lambda: output.exists() and "prepare" in output.read_text(), 60, lambda: "nothing was prepared")
     assert process.pid is not None
     os.kill(process.pid, signal.SIGTERM)
     process.join(60)

@@ -5,10 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from cluster import until
 from conftest import TINY
 
 pytestmark = pytest.mark.launchers
@@ -75,10 +75,7 @@ def test_ctrl_c_saves_at_a_step_and_the_same_command_goes_on(tmp_path: Path, pro
     words = [*command, str(ROOT / "launch/train.py"), *WORDS, "train.epochs=2000", "train.validate_every=100"]
     process = start(tmp_path, *words)
     status = tmp_path / "runs/tiny/status.json"
-    for _ in range(300):
-        if list(tmp_path.glob("artifacts/train/*/checkpoints/step-*")):
-            break
-        time.sleep(0.2)
+    until(lambda: bool(list(tmp_path.glob("artifacts/train/*/checkpoints/step-*"))), 60, lambda: "no checkpoint was written")
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to the launcher and all it started
     output, _ = process.communicate(timeout=60)
     told = json.loads(status.read_text())

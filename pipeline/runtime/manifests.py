@@ -8,6 +8,7 @@ import dataclasses
 import importlib
 import platform
 import socket
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -21,7 +22,7 @@ from pipeline.config import Config
 from pipeline.runtime import files, fingerprint
 
 
-class Artifact(BaseModel):
+class Artifact(BaseModel, ABC):
     """What a stage makes: facts, and files in `dir`. `digest` names the content, not the making."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,9 +30,9 @@ class Artifact(BaseModel):
     dir: Path
     digest: str = ""
 
+    @abstractmethod
     def files(self) -> list[str]:
         """The files that make up this artifact, relative to `dir`."""
-        raise NotImplementedError
 
     def reasons(self) -> dict[str, Any]:
         return {self.dir.parent.name: self.digest}  # by the name of the stage

@@ -44,7 +44,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
         for k, start in enumerate(range(0, len(index), shards.rows_a_shard(shape))):
             rows = index[start : start + shards.rows_a_shard(shape)]
             images = np.empty((len(rows), *shape), np.uint8)
-            for at, block in _decoded(split, rows, config, shape):
+            for at, block in _decoded(split, rows, config.channels, size, shape):
                 images[at : at + len(block)] = block
                 seen[name].add(block)
                 progress.step(len(block))
@@ -104,19 +104,18 @@ class _Seen:
 
 
 def _decoded(
-    split: RawSplit, rows: NDArray[np.int64], config: DataConfig, shape: tuple[int, ...]
+    split: RawSplit, rows: NDArray[np.int64], channels: int | None, size: tuple[int, int] | None, shape: tuple[int, ...]
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(place, images [B, C, H, W]) block by block, decoded by a thread a core: Pillow lets them run."""
 
     def one(row: int) -> NDArray[np.uint8]:
-        image = pixels(split.images[row], config.channels, size, f"number {row}")
+        image = pixels(split.images[row], channels, size, f"number {row}")
         if image.shape != shape:
             sizes = " and ".join("x".join(map(str, s)) for s in (shape, image.shape))
             which = str(split.images[row]) if isinstance(split.images[row], Path) else f"number {row}"
             raise DataError(f"images differ, {sizes} (the second is {which}); set data.size, or data.channels to 1 or 3")
         return image
 
-    size = None if config.size is None else (config.size, config.size)
     with ThreadPoolExecutor() as pool:
         for at in range(0, len(rows), BLOCK):
             block = rows[at : at + BLOCK].tolist()
