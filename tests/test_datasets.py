@@ -112,6 +112,21 @@ def test_absent_and_official_files_have_one_identity(tmp_path: Path, monkeypatch
     assert load("mnist", tmp_path / "data").notes == []
 
 
+def test_the_official_binary_tar_is_official(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.data.classics import CIFAR10_TARS
+    from pipeline.data.download import file_md5
+
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    with tarfile.open(path, "w:gz") as tar:
+        for name, content in cifar_files(".bin").items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    assert load("cifar10", tmp_path).notes != []
+    monkeypatch.setitem(CIFAR10_TARS, path.name, file_md5(path))  # as if this were it
+    assert load("cifar10", tmp_path).notes == []
+
+
 class Trap:
     """A pickle of this would create a file when it is loaded."""
 

@@ -51,7 +51,10 @@ def _idx(folder: Path, name: str) -> Path | None:
 
 
 CIFAR10_MIRRORS = ("https://www.cs.toronto.edu/~kriz/",)
-CIFAR10_TAR = ("cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a")
+CIFAR10_TARS = {  # name: md5; as the data set's page has them
+    "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
+    "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
+}
 CIFAR10_FILES = {  # name: md5; as torchvision has them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -66,7 +69,7 @@ CIFAR10_CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog
 def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source:
     """CIFAR-10 from the python batches, the binary ones, or the tar of either; downloaded when absent."""
     folders = [root / "cifar-10-batches-py", root / "cifar-10-batches-bin", root]
-    tars = [root / CIFAR10_TAR[0], root / "cifar-10-binary.tar.gz"]
+    tars = [root / name for name in CIFAR10_TARS]
     suffix, folder = next(((s, f) for f in folders for s in ("", ".bin") if (f / f"test_batch{s}").is_file()), ("", None))
     tar = next((t for t in tars if t.is_file()), tars[0]) if folder is None else None
     suffix = ".bin" if tar == tars[1] else suffix
@@ -74,13 +77,13 @@ def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source
     if folder is not None:
         digests = {n: file_md5(folder / n) if (folder / n).is_file() else "absent" for n in names}
     else:
-        digests = dict(CIFAR10_FILES) if tar == tars[0] and not tar.is_file() else {t.name: file_md5(t) for t in tars if t.is_file()}
-    if CIFAR10_TAR[1] in digests.values() or digests == CIFAR10_FILES:
+        digests = {tar.name: file_md5(tar) if tar.is_file() else CIFAR10_TARS[tar.name]} if tar else {}
+    if digests == CIFAR10_FILES or any(CIFAR10_TARS.get(name) == digest for name, digest in digests.items()):
         digests = {"cifar-10-batches-py": "official"}
 
     def load() -> RawDataset:
         if tar is not None and not tar.is_file():
-            download(tar, [f"{m.rstrip('/')}/{tar.name}" for m in mirrors], CIFAR10_TAR[1])
+            download(tar, [f"{m.rstrip('/')}/{tar.name}" for m in mirrors], CIFAR10_TARS[tar.name])
         contents = formats.read_members(tar, names) if tar else _contents(folder or root, names)
         missing = [name for name in names if name not in contents]
         if missing:
