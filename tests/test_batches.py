@@ -1,12 +1,15 @@
 """The batch of a step is a function of (seed, step), cut in parts without loss."""
 
+import functools
 from collections.abc import Iterator
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config import RunConfig
+from pipeline.data.augment import AUGMENTATIONS, MIXES
 from pipeline.data.batches import AUGMENT, Draws, Images, TrainBatches, eval_batches, global_index, random, share
 from pipeline.data.shards import Shards
 from pipeline.runtime.launch import Launch, StopFlag
@@ -25,7 +28,7 @@ def world() -> Iterator[World]:
 def split(sizes: list[int]) -> Shards:
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (n, 3, 8, 8), np.uint8) for n in sizes]
-    return Shards(images, np.arange(sum(sizes)))
+    return Shards(images, np.arange(sum(sizes)) % 3 if sum(sizes) == 50 else np.arange(sum(sizes)))
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 10, 64, 250])
@@ -56,8 +59,8 @@ def test_shares_are_even_and_lose_nothing(count: int, size: int) -> None:
 
 def test_draws_are_made_for_the_whole_batch_then_cut() -> None:
     def drawn(rows: slice) -> torch.Tensor:
-        draws = Draws(random(3, 14, AUGMENT), 10, rows, torch.device("cpu"))
-        return torch.cat([draws.uniform(2), draws.integers(0, 9, 2).float()], 1)
+        draws = Draws(random(3, 14, AUGMENT), 10, np.arange(10)[rows], torch.device("cpu"))
+        return torch.cat([draws.uniform(2), draws.integers(0, 9, 2).float(), draws.beta(0.2, 1)], 1)
 
     parts = [drawn(share(10, rank, 3)) for rank in range(3)]
     torch.testing.assert_close(torch.cat(parts), drawn(slice(0, 10)), rtol=0, atol=0)
@@ -73,10 +76,38 @@ def test_shards_are_one_split(world: World) -> None:
 def test_workers_read_the_same_batches(world: World) -> None:
     images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
     images.resident = False  # as if they did not fit on the device
-    batches = TrainBatches(images, world, batch_size=8, seed=1)
+    batches = TrainBatches(images, world, batch_size=8, seed=1, steps=9, classes=3)
     for alone, read_ahead in zip(batches.steps(3, 9), batches.steps(3, 9, workers=2), strict=True):
         assert torch.equal(alone.images, read_ahead.images)
         assert torch.equal(alone.labels, read_ahead.labels)
+
+
+def test_partners_are_the_same_whichever_process_holds_them(world: World) -> None:
+    images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
+
+    def mixed(rank: int, size: int) -> list[torch.Tensor]:
+        part = SimpleNamespace(rank=rank, size=size, device=world.device, dtype=world.dtype)
+        mixes = [functools.partial(MIXES["mixup"], alpha=0.5), functools.partial(MIXES["cutmix"], alpha=1.0)]
+        flips = [functools.partial(AUGMENTATIONS["flip"], probability=0.5), AUGMENTATIONS["alternating_flip"]]
+        batches = TrainBatches(images, part, batch_size=8, seed=1, steps=9, classes=3, augment=flips, mix=mixes)  # type: ignore[arg-type]
+        batch = next(batches.steps(3, 4))
+        return [batch.images, batch.labels, batch.targets]
+
+    whole, parts = mixed(0, 1), zip(*(mixed(rank, 3) for rank in range(3)), strict=True)
+    for one, several in zip(whole, parts, strict=True):
+        assert torch.equal(one, torch.cat(several))
+    torch.testing.assert_close(whole[2].sum(1), torch.ones(8))
+    assert (whole[2] < 1).all(1).any(), "some labels are shared out"
+
+
+def test_an_alternating_coin_turns_over_each_epoch() -> None:
+    fixed = np.linspace(0, 0.99, 10, dtype=np.float32)
+    cpu = torch.device("cpu")
+    epochs = (Draws(random(0, 0, AUGMENT), 10, np.arange(10), cpu, 0.0, np.full(10, epoch), fixed) for epoch in range(3))
+    first, second, third = (draws.alternating() for draws in epochs)
+    assert first.tolist() == (fixed < 0.5).tolist()
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
 
 
 def test_pixels_are_normalised_a_channel(world: World) -> None:

@@ -2,9 +2,11 @@
 
 The order of an epoch is a permutation keyed by (seed, epoch); permutations lie end to end, and
 global batch n is their rows [n * batch_size, (n + 1) * batch_size). Draws for augmentation are
-made for the whole global batch on the CPU, then cut to the rows of this process.
+made for the whole global batch on the CPU, then cut to the rows of this process. An image that is
+mixed with another of the global batch finds it by its number, whichever process holds that one.
 """
 
+import dataclasses
 import functools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -14,31 +16,37 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.shards import Shards
 from pipeline.runtime.world import World
 
-ORDER, AUGMENT = 0, 1  # what a random stream is for
+ORDER, AUGMENT, MIX, IMAGE = 0, 1, 2, 3  # what a random stream is for
 
 
 @dataclass(frozen=True)
 class Batch:
     images: Tensor  # float [B, C, H, W], normalised
-    labels: Tensor  # int64 [B]
+    labels: Tensor  # int64 [B], of the images themselves
+    targets: Tensor  # what is to be learnt: the labels, or where images are mixed float [B, K]
 
 
-Augmentation = Callable[[Tensor, "Draws"], Tensor]
+Augmentation = Callable[[Tensor, "Draws"], Tensor]  # uint8 [B, C, H, W] -> uint8 [B, C, h, w]
+Mix = Callable[[Tensor, Tensor, "Draws"], tuple[Tensor, Tensor]]  # images and partners -> mixed, each image's own share [B]
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one step: drawn for its whole global batch, handed out for `rows`."""
+    """The random numbers of one step: drawn for its whole global batch, handed out for `rows` [B]."""
 
     generator: np.random.Generator
     batch_size: int
-    rows: slice
+    rows: NDArray[np.int64]
     device: torch.device
+    progress: float = 0.0  # share of the training done, in [0, 1)
+    epochs: NDArray[np.int64] | None = None  # [B]: how often each image was seen before
+    fixed: NDArray[np.float32] | None = None  # [B], uniform in [0, 1): the same for an image in every epoch
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 [B, *shape] in [0, 1)."""
@@ -48,8 +56,26 @@ class Draws:
         """int64 [B, *shape] in [low, high)."""
         return self._mine(self.generator.integers(low, high, (self.batch_size, *shape)))
 
+    def beta(self, alpha: float, *shape: int) -> Tensor:
+        """float32 [B, *shape] in [0, 1], of Beta(alpha, alpha)."""
+        return self._mine(self.generator.beta(alpha, alpha, (self.batch_size, *shape)).astype(np.float32))
+
+    def groups(self, count: int) -> list[Tensor]:
+        """The images that drew each of `count` equal chances, as int64 indices; known without waiting for the device."""
+        drawn = self.generator.integers(0, count, self.batch_size)[self.rows]
+        return [self._placed(np.flatnonzero(drawn == k)) for k in range(count)]
+
+    def alternating(self) -> Tensor:
+        """Of each image, bool [B]: by a coin of the image's own in its first epoch, and the other way round in each after."""
+        assert self.epochs is not None
+        assert self.fixed is not None
+        return self._placed((self.fixed < 0.5) ^ (self.epochs % 2 == 1))
+
     def _mine(self, drawn: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(drawn[self.rows]).to(self.device, non_blocking=True)
+        return self._placed(drawn[self.rows])
+
+    def _placed(self, values: NDArray[np.generic]) -> Tensor:
+        return torch.from_numpy(values).to(self.device, non_blocking=True)
 
 
 class Images:
@@ -84,19 +110,39 @@ class Images:
         """Rows `taken` on the device, changed by `change`, then normalised."""
         images = change(self._world.to_device(taken))
         normalised = images.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
-        return Batch(normalised, self._world.to_device(self.labels[torch.from_numpy(index)]))
+        labels = self._world.to_device(self.labels[torch.from_numpy(index)])
+        return Batch(normalised, labels, labels)
 
 
 class TrainBatches(Dataset[Tensor]):
-    """The rows of this process of every global batch."""
+    """The rows of this process of every global batch; and, where images are mixed, those of their partners."""
 
-    def __init__(self, images: Images, world: World, *, batch_size: int, seed: int, augment: Sequence[Augmentation] = ()) -> None:
-        self._images, self._device, self._augment = images, world.device, augment
-        self._batch_size, self._seed = batch_size, seed
-        self._rows = share(batch_size, world.rank, world.size)
+    def __init__(
+        self,
+        images: Images,
+        world: World,
+        *,
+        batch_size: int,
+        seed: int,
+        steps: int,
+        classes: int,
+        augment: Sequence[Augmentation] = (),
+        mix: Sequence[Mix] = (),
+    ) -> None:
+        self._images, self._device, self._dtype = images, world.device, world.dtype
+        self._batch_size, self._seed, self._steps, self._classes = batch_size, seed, steps, classes
+        self._augment, self._mix = augment, mix
+        self._own = np.arange(batch_size)[share(batch_size, world.rank, world.size)]
+
+    def _rows(self, step: int) -> NDArray[np.int64]:
+        """Of the global batch: this process's, followed by the partners to mix them with."""
+        if not self._mix:
+            return self._own
+        partners = random(self._seed, step, MIX).permutation(self._batch_size)
+        return np.concatenate([self._own, partners[self._own]])
 
     def index(self, step: int) -> NDArray[np.int64]:
-        return global_index(len(self._images), self._batch_size, self._seed, step)[self._rows]
+        return global_index(len(self._images), self._batch_size, self._seed, step)[self._rows(step)]
 
     def __getitem__(self, step: int) -> Tensor:
         return self._images.take(self.index(step))
@@ -108,22 +154,55 @@ class TrainBatches(Dataset[Tensor]):
         else:
             taken = iter(DataLoader(self, batch_size=None, sampler=range(first, last), num_workers=workers, multiprocessing_context="fork"))
         for step, images in zip(range(first, last), taken, strict=True):
-            yield self._images.batch(images, self.index(step), functools.partial(self._changed, step))
+            yield self._batch(step, images)
 
-    def _changed(self, step: int, images: Tensor) -> Tensor:
-        if self._augment:
-            draws = Draws(random(self._seed, step, AUGMENT), self._batch_size, self._rows, self._device)
+    def first_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of the first images as they are augmented; later ones may be larger."""
+        channels, height, width = self._batch(0, self[0]).images.shape[1:]
+        return channels, height, width
+
+    def _batch(self, step: int, taken: Tensor) -> Batch:
+        index, rows = self.index(step), self._rows(step)
+        draws = Draws(
+            random(self._seed, step, AUGMENT),
+            self._batch_size,
+            rows,
+            self._device,
+            step / self._steps,
+            (step * self._batch_size + rows) // len(self._images),
+            _image_draws(len(self._images), self._seed)[index],
+        )
+
+        def augmented(images: Tensor) -> Tensor:
             for augmentation in self._augment:
                 images = augmentation(images, draws)
-        return images
+            return images
+
+        batch = self._images.batch(taken, index, augmented)
+        return self._mixed(batch, dataclasses.replace(draws, rows=self._own)) if self._mix else batch
+
+    def _mixed(self, batch: Batch, draws: Draws) -> Batch:
+        """Each image with its partner, by one of the mixes; the target shared out between their labels."""
+        own = len(self._own)
+        images, shares = batch.images[:own].clone(), torch.ones(own, dtype=self._dtype, device=self._device)
+        for mix, group in zip(self._mix, draws.groups(len(self._mix)), strict=True):
+            mixed, share_of = mix(batch.images[:own], batch.images[own:], draws)
+            images[group], shares[group] = mixed[group], share_of[group].to(self._dtype)
+        targets = F.one_hot(batch.labels, self._classes).to(self._dtype)
+        return Batch(images, batch.labels[:own], targets[:own] * shares[:, None] + targets[own:] * (1 - shares)[:, None])
 
 
 def eval_batches(images: Images, world: World, *, batch_size: int) -> Iterator[Batch]:
     """Each row of a split once over all processes, in order; a process may have fewer, or none, in the last."""
-    for start in range(0, len(images), batch_size):
-        rows = share(min(batch_size, len(images) - start), world.rank, world.size)
-        index = np.arange(start + rows.start, start + rows.stop)
+    for index in eval_rows(len(images), world, batch_size=batch_size):
         yield images.batch(images.take(index), index)
+
+
+def eval_rows(count: int, world: World, *, batch_size: int) -> Iterator[NDArray[np.int64]]:
+    """Where this process's part of each batch of `eval_batches` lies in a split of `count` rows."""
+    for start in range(0, count, batch_size):
+        rows = share(min(batch_size, count - start), world.rank, world.size)
+        yield np.arange(start + rows.start, start + rows.stop)
 
 
 def share(count: int, rank: int, size: int) -> slice:
@@ -152,6 +231,11 @@ def global_index(examples: int, batch_size: int, seed: int, step: int) -> NDArra
 @functools.lru_cache(maxsize=2)
 def _order(examples: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return random(seed, epoch, ORDER).permutation(examples)
+
+
+@functools.lru_cache(maxsize=2)
+def _image_draws(examples: int, seed: int) -> NDArray[np.float32]:
+    return random(seed, 0, IMAGE).random(examples, np.float32)
 
 
 def _tensor(view: NDArray[np.uint8]) -> Tensor:
