@@ -3,9 +3,11 @@
 Torch is imported only when a model is built, so that names and options are checked before.
 """
 
+import contextlib
+import difflib
 import functools
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Count = Annotated[int, Field(ge=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
+Scale = Annotated[float, Field(gt=0)]
 Shape = tuple[int, int, int]  # channels, height, width
 
 
@@ -27,7 +31,7 @@ def lenet(
     kernel: Count = 5,
     pool: Literal["max", "avg", "none"] = "max",
     hidden: tuple[Count, ...] = (120, 84),
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0,
+    dropout: Dropout = 0.0,
 ) -> "nn.Module":
     """Convolutions (each with ReLU and a 2x2 pool), flattened into fully connected layers.
 
@@ -39,14 +43,132 @@ def lenet(
     return LeNet(shape, classes, channels=channels, kernel=kernel, pool=pool, hidden=hidden, dropout=dropout)
 
 
-def resnet18(shape: Shape, classes: int, *, width: Count = 64) -> "nn.Module":
-    """ResNet-18 with the stem for small images: one 3x3 convolution, no pool.
+def mlp(
+    shape: Shape,
+    classes: int,
+    *,
+    hidden: tuple[Count, ...] = (256,),
+    dropout: Dropout = 0.0,
+    activation: Literal["relu", "gelu", "tanh"] = "relu",
+) -> "nn.Module":
+    """Fully connected layers on the pixels."""
+    from pipeline.learning.networks import LeNet
 
-    K. He et al., "Deep residual learning for image recognition", CVPR 2016, section 4.2 for the stem.
+    return LeNet(shape, classes, channels=(), kernel=1, pool="none", hidden=hidden, dropout=dropout, activation=activation)
+
+
+def resnet(
+    shape: Shape, classes: int, *, depth: Literal[18, 34, 50] = 18, width: Count = 64, stem: Literal["small", "imagenet"] = "small"
+) -> "nn.Module":
+    """K. He et al., "Deep residual learning for image recognition", CVPR 2016; the stem for small images is that of section 4.2.
+
+    That stem is one 3x3 convolution; ImageNet's is 7x7 with stride 2, and a max pool. The names of parameters and
+    the distribution of initial weights are torchvision's, so that its weights can be loaded.
     """
-    from pipeline.learning.networks import ResNet
+    from pipeline.learning.networks import BasicBlock, Bottleneck, ResNet
 
-    return ResNet(shape, classes, width=width, blocks=(2, 2, 2, 2))
+    block = Bottleneck if depth == 50 else BasicBlock
+    blocks = (2, 2, 2, 2) if depth == 18 else (3, 4, 6, 3)
+    return ResNet(shape[0], classes, block=block, blocks=blocks, width=width, small=stem == "small")
+
+
+def resnet9(shape: Shape, classes: int, *, width: Count = 64, scale: Scale = 0.125) -> "nn.Module":
+    """The net with which David Page won DAWNBench on CIFAR-10 ("How to train your ResNet", myrtle.ai, 2018).
+
+    Its logits are multiplied by `scale`.
+    """
+    from pipeline.learning.networks import ResNet9
+
+    return ResNet9(shape[0], classes, width=width, scale=scale)
+
+
+def wide_resnet(shape: Shape, classes: int, *, depth: Count = 16, widen: Count = 4, dropout: Dropout = 0.0) -> "nn.Module":
+    """WRN-depth-widen of S. Zagoruyko, N. Komodakis, "Wide residual networks", BMVC 2016; dropout between the convolutions of a block."""
+    from pipeline.learning.networks import WideResNet
+
+    if depth < 10 or (depth - 4) % 6:
+        raise ConfigError(f"train.model.depth: a wide ResNet has 6n + 4 layers, not {depth}; take 10, 16, 22, 28 or 40")
+    return WideResNet(shape[0], classes, blocks=(depth - 4) // 6, widen=widen, dropout=dropout)
+
+
+def fast_cifar(shape: Shape, classes: int, *, widths: tuple[Count, Count, Count] = (64, 256, 256), scale: Scale = 1 / 9) -> "nn.Module":
+    """The net of K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024.
+
+    Its first convolution does not learn: `whiten`, a method of the model, sets it from training images.
+    Three groups of two 3x3 convolutions follow, which begin as identities. Logits are multiplied by `scale`.
+    """
+    from pipeline.learning.networks import FastCifar
+
+    return FastCifar(shape[0], classes, widths=widths, scale=scale)
+
+
+def torchvision(shape: Shape, classes: int, *, arch: str = "resnet18", stem: Literal["auto", "small", "imagenet"] = "auto") -> "nn.Module":
+    """A classifier of torchvision.models by its name there, for images of any number of channels.
+
+    With the stem for small images (auto: those under 96 pixels) the first convolution has stride 1, and 3x3 instead of 7x7 or
+    more, and a max pool that follows it is dropped. Nets whose weights depend on the size of images keep their stem.
+    """
+    from torchvision import models as library
+
+    _check_arch(arch, library.list_models(module=library), "torchvision.models")
+    channels, height, width = shape
+    options: dict[str, Any] = {}
+    if arch.startswith("vit_"):
+        if height != width:
+            raise ValueError("its images are square")
+        options = {"image_size": height}
+    elif arch.startswith("maxvit_"):
+        options = {"input_size": (height, width)}
+    elif arch in ("googlenet", "inception_v3"):
+        options = {"aux_logits": False, "init_weights": True}
+    model: nn.Module = library.get_model(arch, weights=None, num_classes=classes, **options)
+    small = stem == "small" or (stem == "auto" and min(height, width) < 96)
+    _adapt_stem(model, channels, small=small and not arch.startswith(("vit_", "maxvit_")))
+    return model
+
+
+def _adapt_stem(model: "nn.Module", channels: int, *, small: bool) -> None:
+    from torch import nn
+
+    leaves = [(name, layer) for name, layer in model.named_modules() if not any(layer.children())]
+    at, name, first = next((k, name, layer) for k, (name, layer) in enumerate(leaves) if isinstance(layer, nn.Conv2d))
+    window: dict[str, Any] = {"kernel_size": first.kernel_size, "stride": first.stride, "padding": first.padding}
+    if shrink := small and max(first.kernel_size) >= 7:
+        window = {"kernel_size": 3, "padding": 1}
+    if shrink or channels != first.in_channels:
+        first = nn.Conv2d(channels, first.out_channels, **window, bias=first.bias is not None)
+        model.set_submodule(name, first)
+    if not small:
+        return
+    first.stride = (1, 1)
+    name, follower = next((name, layer) for name, layer in leaves[at + 1 :] if isinstance(layer, nn.MaxPool2d | nn.Conv2d | nn.Linear))
+    if isinstance(follower, nn.MaxPool2d):
+        model.set_submodule(name, nn.Identity())
+
+
+def timm(shape: Shape, classes: int, *, arch: str = "resnet18", drop_rate: Dropout = 0.0, drop_path_rate: Dropout = 0.0) -> "nn.Module":
+    """A model of timm by its name there (without a tag), for images of any number of channels; no weights are downloaded."""
+    try:
+        import timm as library
+    except ModuleNotFoundError:
+        raise ConfigError("train.model: timm is not installed; pip install 'pipeline[timm]'") from None
+    _check_arch(arch, library.list_models(), "timm")
+    options: dict[str, Any] = {k: v for k, v in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items() if v}
+    published = library.get_pretrained_cfg(arch)
+    if published and published.fixed_input_size:
+        options["img_size"] = shape[1:]
+    try:
+        model: nn.Module = library.create_model(arch, pretrained=False, num_classes=classes, in_chans=shape[0], **options)
+    except TypeError as error:
+        raise ConfigError(f"train.model: timm's {arch} is not made with these options: {error}") from None
+    return model
+
+
+def _check_arch(arch: str, names: Iterable[str], library: str) -> None:
+    names = list(names)
+    if arch not in names:
+        near = " or ".join(difflib.get_close_matches(arch, names))
+        raise ConfigError(f"train.model.arch: no {arch!r} in {library}; {f'did you mean {near}?' if near else 'see its list_models()'}")
 
 
 MODELS: dict[str, Callable[..., "nn.Module"]] = {
@@ -55,18 +177,77 @@ MODELS: dict[str, Callable[..., "nn.Module"]] = {
     "cifar_tutorial": functools.partial(lenet, channels=(6, 16), hidden=(120, 84)),  # pytorch.org's CIFAR-10 tutorial
     "cifar_wide": functools.partial(lenet, channels=(16, 32), hidden=(120, 84)),
     "lenet3x3": functools.partial(lenet, channels=(6, 16), kernel=3, pool="none", hidden=(512, 64)),
-    "resnet18": resnet18,
+    "mlp": mlp,
+    "resnet18": functools.partial(resnet, depth=18),
+    "resnet34": functools.partial(resnet, depth=34),
+    "resnet50": functools.partial(resnet, depth=50),
+    "resnet9": resnet9,
+    "wrn_16_4": functools.partial(wide_resnet, depth=16, widen=4),
+    "wrn_28_10": functools.partial(wide_resnet, depth=28, widen=10),
+    "fast_cifar": fast_cifar,
+    "torchvision": torchvision,
+    "timm": timm,
 }
 
 
 def build(spec: Spec, shape: Shape, classes: int) -> "nn.Module":
-    """The model `spec` for images of `shape`, with PyTorch's initial weights from its global generator.
+    """The model `spec` for images of `shape`, with its initial weights from PyTorch's global generator.
 
     Raises:
-        ConfigError: the images are too small for it.
+        ConfigError: it does not take such images, or its options do not fit together.
     """
-    options = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.options.items()}
+    options: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in spec.options.items()}
+    with _taking(spec, shape):
+        model = MODELS[spec.name](shape, classes, **options)
+        _try(model, shape, classes)
+    return model
+
+
+def refuse_size(model: "nn.Module", spec: Spec, shape: Shape, classes: int) -> None:
+    """See that `model`, built for other images, takes those of `shape` too.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    with _taking(spec, shape):
+        _try(model, shape, classes)
+
+
+@contextlib.contextmanager
+def _taking(spec: Spec, shape: Shape) -> Iterator[None]:
     try:
-        return MODELS[spec.name](shape, classes, **options)
-    except (ValueError, RuntimeError) as error:
-        raise ConfigError(f"train.model: {spec.name} does not take images of {'x'.join(map(str, shape))}: {error}") from None
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:  # a library's net may raise anything on images that are too small
+        name, size = f"{spec.name} {spec.options.get('arch', '')}".strip(), "x".join(map(str, shape))
+        raise ConfigError(f"train.model: {name} does not take images of {size}: {' '.join(str(error).split())}") from None
+
+
+def _try(model: "nn.Module", shape: Shape, classes: int) -> None:
+    """A forward without values, which draws nothing and changes nothing.
+
+    Of two images, as BatchNorm refuses to train on one that has shrunk to a single pixel.
+    """
+    import torch
+
+    from pipeline.learning.layers import on_meta
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        logits = on_meta(model)(torch.zeros(2, *shape, device="meta"))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        raise ValueError(f"it does not give {classes} logits an image")
+
+
+def head(model: "nn.Module", classes: int | None = None) -> str:
+    """The name of the layer that makes the logits: the last linear layer or convolution, of those with `classes` outputs if given."""
+    from torch import nn
+
+    name = ""
+    for path, layer in model.named_modules():
+        outputs = layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels if isinstance(layer, nn.Conv2d) else None
+        if outputs is not None and classes in (None, outputs):
+            name = path
+    if not name:
+        raise ConfigError(f"train.model: {type(model).__name__} has no linear layer or convolution with {classes or 'any'} outputs")
+    return name
