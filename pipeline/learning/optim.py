@@ -1,71 +1,181 @@
-"""Optimizers, and learning rates as plain functions of the step."""
+"""Optimizers, by name: each a function of the model and its options.
 
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+Every group of parameters has a "factor": its rate is `train.lr`, times the schedule, times the factor.
+"""
 
-from pydantic import Field
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo
+from pydantic_core import PydanticCustomError
+
+from pipeline.errors import ConfigError
+from pipeline.learning.schedules import AVERAGES, SCHEDULES
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.optim import Optimizer
+
+__all__ = ["AVERAGES", "OPTIMIZERS", "SCHEDULES"]
+
+
+def _with_momentum(nesterov: bool, options: ValidationInfo) -> bool:
+    if nesterov and not options.data.get("momentum"):
+        raise PydanticCustomError("nesterov", "needs a momentum above 0")
+    return nesterov
 
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 Positive = Annotated[float, Field(ge=0)]
+Nesterov = Annotated[bool, AfterValidator(_with_momentum)]  # its option comes after `momentum`
+Decayed = Literal["all", "weights"]  # "weights": not the norms and biases, the parameters of fewer than two dimensions
+Groups = list[dict[str, Any]]
 
 
-def sgd(model: "nn.Module", *, momentum: Share = 0.0, nesterov: bool = False, weight_decay: Positive = 0.0) -> "Optimizer":
+def sgd(
+    model: "nn.Module", *, momentum: Share = 0.0, nesterov: Nesterov = False, weight_decay: Positive = 0.0, decay: Decayed = "all"
+) -> "tuple[Optimizer, ...]":
     import torch
 
-    return torch.optim.SGD(model.parameters(), momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=_fused(model))
+    groups = _groups(_trained(model), weight_decay, decay)
+    return (_resumable(torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **_kernels(groups))),)
 
 
 def adam(
-    model: "nn.Module", *, beta1: Share = 0.9, beta2: Share = 0.999, eps: Positive = 1e-8, weight_decay: Positive = 0.0
-) -> "Optimizer":
+    model: "nn.Module",
+    *,
+    beta1: Beta = 0.9,
+    beta2: Beta = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: Positive = 0.0,
+    decay: Decayed = "all",
+) -> "tuple[Optimizer, ...]":
+    """The decay is an L2 penalty, a part of the gradient; `adamw` decouples it."""
     import torch
 
-    return torch.optim.Adam(model.parameters(), betas=(beta1, beta2), eps=eps, weight_decay=weight_decay, fused=_fused(model))
+    groups = _groups(_trained(model), weight_decay, decay)
+    return (_resumable(torch.optim.Adam(groups, betas=(beta1, beta2), eps=eps, **_kernels(groups))),)
 
 
-def _fused(model: "nn.Module") -> bool:
-    """One kernel for all parameters, where there is one: two to four times faster on a CPU too."""
-    return all(p.device.type in ("cpu", "cuda") for p in model.parameters())
+def adamw(
+    model: "nn.Module",
+    *,
+    beta1: Beta = 0.9,
+    beta2: Beta = 0.999,
+    eps: Positive = 1e-8,
+    weight_decay: Positive = 0.01,
+    decay: Decayed = "all",
+) -> "tuple[Optimizer, ...]":
+    """I. Loshchilov, F. Hutter, "Decoupled weight decay regularization", 2019."""
+    return (_adamw(_groups(_trained(model), weight_decay, decay), beta1, beta2, eps),)
 
 
-OPTIMIZERS: dict[str, Callable[..., "Optimizer"]] = {"sgd": sgd, "adam": adam}
+def rmsprop(
+    model: "nn.Module",
+    *,
+    alpha: Share = 0.99,
+    eps: Positive = 1e-8,
+    momentum: Share = 0.0,
+    centered: bool = False,
+    weight_decay: Positive = 0.0,
+    decay: Decayed = "all",
+) -> "tuple[Optimizer, ...]":
+    import torch
+
+    groups = _groups(_trained(model), weight_decay, decay)
+    return (_resumable(torch.optim.RMSprop(groups, alpha=alpha, eps=eps, momentum=momentum, centered=centered, foreach=True)),)
 
 
-# A schedule is a function of the step about to be taken (from 0), the number of steps, and the
-# steps an epoch; `train.lr` is multiplied by its value.
+def lion(
+    model: "nn.Module", *, beta1: Beta = 0.9, beta2: Beta = 0.99, weight_decay: Positive = 0.0, decay: Decayed = "all"
+) -> "tuple[Optimizer, ...]":
+    """X. Chen et al., "Symbolic discovery of optimization algorithms", 2023; the decay is decoupled. By timm."""
+    try:
+        from timm.optim.lion import Lion
+    except ImportError:
+        raise ConfigError("train.optimizer: lion is timm's, which is not installed; pip install 'pipeline[timm]'") from None
+    return (_resumable(Lion(_groups(_trained(model), weight_decay, decay), betas=(beta1, beta2), foreach=True)),)
 
 
-def constant(step: int, steps: int, per_epoch: float) -> float:
-    return 1.0
+def muon(
+    model: "nn.Module",
+    *,
+    momentum: Beta = 0.95,
+    nesterov: Nesterov = True,
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5,
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "match_rms_adamw",
+    weight_decay: Positive = 0.1,
+    decay: Decayed = "all",
+    rest_lr: Annotated[float, Field(gt=0)] = 1.0,
+    beta1: Beta = 0.9,
+    beta2: Beta = 0.999,
+    eps: Positive = 1e-8,
+) -> "tuple[Optimizer, ...]":
+    """Muon for the hidden weights (`hidden_weights` says which), AdamW for the rest, at `rest_lr` times their rate.
 
-
-def step_decay(
-    step: int, steps: int, per_epoch: float, *, every: Annotated[float, Field(gt=0)] = 5.0, factor: Annotated[float, Field(gt=0)] = 0.1
-) -> float:
-    """Multiplied by `factor` every `every` epochs."""
-    return factor ** math.floor(step / per_epoch / every)
-
-
-def one_cycle(step: int, steps: int, per_epoch: float, *, warmup: Share = 0.3, start: Share = 0.04, end: Share = 4e-6) -> float:
-    """Half a cosine from `start` up to 1 over the share `warmup` of the steps, then another down to `end`.
-
-    L. N. Smith, N. Topin, "Super-convergence", 2018; the shape and defaults of torch's OneCycleLR
-    with `cycle_momentum=False`.
+    With "match_rms_adamw" (J. Liu et al., "Muon is scalable for LLM training", 2025, section 2.2) both take AdamW's rate
+    and decay; with "original" (K. Jordan et al., 2024) a rate of 0.02 goes with a `rest_lr` of 0.015.
     """
-    peak = max(warmup * steps - 1, 1e-9)
-    if step <= peak:
-        return _half_cosine(start, 1.0, step / peak)
-    return _half_cosine(1.0, end, (step - peak) / max(steps - 1 - peak, 1e-9))
+    from pipeline.learning.muon import Muon, hidden_weights
+
+    hidden = hidden_weights(model)
+    if not hidden:
+        raise ConfigError("train.optimizer: muon is for hidden weights, and the model has none to train; choose adamw")
+    chosen = {id(p) for p in hidden}
+    rest = [p for p in _trained(model) if id(p) not in chosen]
+    first = Muon(_groups(hidden, weight_decay, decay), momentum=momentum, nesterov=nesterov, ns_steps=ns_steps, adjust_lr_fn=adjust_lr_fn)
+    if not rest:
+        return (_resumable(first),)
+    return _resumable(first), _adamw(_groups(rest, weight_decay, decay, factor=rest_lr), beta1, beta2, eps)
 
 
-def _half_cosine(first: float, last: float, share: float) -> float:
-    return last + (first - last) / 2 * (1 + math.cos(math.pi * share))
+def _adamw(groups: Groups, beta1: float, beta2: float, eps: float) -> "Optimizer":
+    import torch
+
+    return _resumable(torch.optim.AdamW(groups, betas=(beta1, beta2), eps=eps, **_kernels(groups)))
 
 
-SCHEDULES: dict[str, Callable[..., float]] = {"constant": constant, "step": step_decay, "one_cycle": one_cycle}
+def _trained(model: "nn.Module") -> "list[Tensor]":
+    trained: list[Tensor] = [p for p in model.parameters() if p.requires_grad]
+    if not trained:
+        raise ConfigError("train.freeze: no parameter is left to train; freeze fewer")
+    return trained
+
+
+def _groups(parameters: "Sequence[Tensor]", weight_decay: float, decay: str, factor: float = 1.0) -> Groups:
+    spared = [p for p in parameters if decay == "weights" and p.ndim < 2]
+    decayed = [p for p in parameters if decay == "all" or p.ndim >= 2]
+    return [{"params": p, "weight_decay": d, "factor": factor} for p, d in ((decayed, weight_decay), (spared, 0.0)) if p]
+
+
+def _kernels(groups: Groups) -> dict[str, bool]:
+    """One kernel for all parameters where there is one, two to four times faster on a CPU too; fused SGD has none for shards."""
+    parameters = [p for group in groups for p in group["params"]]
+    fused = all(p.device.type in ("cpu", "cuda") and not hasattr(p, "placements") for p in parameters)
+    return {"fused": True} if fused else {"foreach": True}
+
+
+def _resumable(optimizer: "Optimizer") -> "Optimizer":
+    optimizer.register_load_state_dict_post_hook(_lay_out)
+    return optimizer
+
+
+def _lay_out(optimizer: "Optimizer") -> None:
+    """What is loaded gets the parameter's order in memory: torch's fused kernels on the CPU assume it and do not look."""
+    import torch
+
+    for parameter, kept in optimizer.state.items():
+        for what, value in kept.items():
+            if torch.is_tensor(value) and value.shape == parameter.shape and value.stride() != parameter.stride():
+                kept[what] = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+
+
+OPTIMIZERS: "dict[str, Callable[..., tuple[Optimizer, ...]]]" = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "rmsprop": rmsprop,
+    "lion": lion,
+    "muon": muon,
+}
