@@ -12,11 +12,12 @@ import inspect
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, create_model, model_serializer, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_serializer, model_validator
 
 from pipeline.errors import ConfigError
 
@@ -28,6 +29,19 @@ class _Loader(yaml.SafeLoader):
 _BOOL = "tag:yaml.org,2002:bool"
 _Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
+
+
+def _duration(value: Any) -> Any:
+    """`1h30m` as ISO 8601 has it, which pydantic reads."""
+    if not isinstance(value, str) or value.startswith("P"):
+        return value
+    parts = re.fullmatch(r"(?:(\d+)d)?((?:\d+h)?(?:\d+m)?(?:\d+s)?)", value.strip())
+    if parts is None:
+        raise ValueError("a duration is written as 45m or 1h30m or 2d")
+    return f"P{parts[1] or 0}DT{parts[2] or '0s'}".upper()
+
+
+Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
 
 
 class Spec(BaseModel):
@@ -80,20 +94,30 @@ class TrainConfig(Section):
     section = "train"
 
     model: Spec = Spec(name="lenet5")
+    init: Spec = Spec(name="default")  # how the weights begin: drawn, or those of an export, a run, an artifact, a file
+    freeze: tuple[str, ...] = ()  # patterns of the names of parameters that stay as they begin
+    batch_norm: Literal["sync", "local"] | Annotated[int, Field(ge=2)] = "sync"  # over the batch, a process's part, or groups of images
     loss: Spec = Spec(name="cross_entropy")
     optimizer: Spec = Spec(name="sgd", options={"momentum": 0.9, "weight_decay": 0.003})
     lr: float = Field(0.02, gt=0)  # the rate that the schedule scales
     schedule: Spec = Spec(name="one_cycle")
+    lr_by: Literal["step", "epoch"] = "step"  # how often the schedule is looked at
+    warmup: float = Field(0, ge=0)  # epochs of a linear rise, in front of the schedule
+    clip: float | None = Field(None, gt=0)  # the norm of the whole gradient, at most
     epochs: float = Field(45, gt=0)  # passes over the training split
     steps: int | None = Field(None, ge=1)  # updates; if given, instead of epochs
-    batch_size: int = Field(32, ge=1)  # images an update, over all processes
-    accumulate: int = Field(1, ge=1)  # parts into which a process cuts its share of a batch
+    batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 32  # images an update, over all processes
+    accumulate: int | None = Field(None, ge=1)  # parts into which a process cuts its share of a batch; None: 1, or as many as "all" needs
     augment: tuple[Spec, ...] = (Spec(name="crop", options={"padding": 2}),)
+    mix: tuple[Spec, ...] = ()  # of two images and their labels; of several, each image draws one
+    average: Spec | None = None  # of the weights of many steps: these are validated and kept
     mean: tuple[float, ...] | None = None  # a channel, of pixels in [0, 1]; None: the training split's
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
-    precision: Literal["no", "bf16", "fp64"] = "no"  # fp64 is for proving things
+    precision: Literal["no", "tf32", "bf16", "fp16", "fp64"] = "no"  # fp64 is for proving things
     validate_every: float = Field(1.0, gt=0)  # epochs
-    select: Literal["best", "last"] = "best"  # the weights to keep: best by validation accuracy, or last
+    metric: Literal["accuracy", "loss", "top5", "balanced_accuracy", "macro_f1"] = "accuracy"  # on the validation split: what is best
+    select: Literal["best", "last"] = "best"  # the weights to keep
+    patience: int | None = Field(None, ge=1)  # validations without a better one, after which training ends
     seed: int = Field(0, ge=0, lt=2**32)
 
     @model_validator(mode="before")
@@ -101,7 +125,7 @@ class TrainConfig(Section):
     def _one_stands_for_a_list_of_one(cls, value: Any) -> Any:
         if not isinstance(value, Mapping):
             return value
-        lists = ("augment", "mean", "std")
+        lists = ("augment", "mix", "freeze", "mean", "std")
         return {k: (v,) if k in lists and isinstance(v, str | int | float) else v for k, v in value.items()}
 
 
@@ -109,6 +133,7 @@ class EvaluateConfig(Section):
     section = "evaluate"
 
     min_accuracy: float = Field(0.0, ge=0, le=1)  # on the test split; below it the stage fails
+    views: tuple[Spec, ...] = ()  # test-time augmentation: measured besides
 
 
 class ExportConfig(Section):
@@ -126,7 +151,10 @@ class RunConfig(Section):
     folder: Path = Path("runs")
     artifacts: Path = Path("artifacts")
     device: Literal["auto", "cpu"] = "auto"
-    strategy: Literal["auto", "ddp", "dp"] = "auto"
+    strategy: Literal["auto", "ddp", "dp", "fsdp"] = "auto"
+    compile: Literal["no", "inductor", "aot_eager"] = "no"  # by torch.compile, with this backend
+    channels_last: bool = False
+    time_limit: Duration | None = None  # of this start, as in 45m or 1h30m; then it stops with a checkpoint
     processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error
     threads: int | None = Field(None, ge=1)  # a process, on the CPU; None: the cores shared out
     workers: int = Field(0, ge=0)  # processes that read ahead, for data larger than the device
@@ -236,15 +264,20 @@ def _default(path: Sequence[str]) -> Any:
 
 
 def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
-    first = error.errors()[0]
-    where = prefix + ".".join(map(str, first["loc"]))
+    first, *others = error.errors()
+    where = prefix + ".".join(str(part) for part in first["loc"] if not _KIND.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":
         names = _fields_at(schema, [str(part) for part in first["loc"][:-1]])
         return f"{where}: no such key{_nearest(str(first['loc'][-1]), names)}"
-    if first["type"] == "literal_error":
+    or_else = next((other for other in others if other["loc"][:-1] == first["loc"][:-1]), None)  # of a field of two kinds
+    if first["type"] == "literal_error" and or_else is None:
         choices = [c.strip("' ") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
         return f"{where}: no choice {str(first['input'])!r}{_nearest(str(first['input']), choices)}"
-    return f"{where}: {first['msg'][0].lower()}{first['msg'][1:]} (got {first['input']!r})"
+    wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}" + (f", or {or_else['msg'].removeprefix('Input should be ')}" if or_else else "")
+    return f"{where}: {wrong} (got {first['input']!r})"
+
+
+_KIND = re.compile(r"constrained-\w+|literal\[.*\]|int|str")  # what pydantic calls one kind of a field of two
 
 
 def _fields_at(schema: type[BaseModel], path: Iterable[str]) -> Iterable[str]:

@@ -7,19 +7,22 @@ from functools import cached_property
 from typing import Any, Protocol
 
 from pipeline.config import Config, Spec, bind
-from pipeline.data.augment import AUGMENTATIONS
+from pipeline.data.augment import AUGMENTATIONS, MIXES, VIEWS
 from pipeline.data.datasets import DATASETS, RawData
 from pipeline.errors import ConfigError
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.models import MODELS
-from pipeline.learning.optim import OPTIMIZERS, SCHEDULES
+from pipeline.learning.optim import OPTIMIZERS
+from pipeline.learning.schedules import AVERAGES, SCHEDULES
+from pipeline.learning.start import BEGINNINGS, Beginning, at_hand, beginning
 from pipeline.runtime.manifests import A, Input, Look, Stage, artifact, look
 from pipeline.runtime.trackers import TRACKERS
-from pipeline.stages.artifacts import ExportedModel, PreparedData, Report, TrainedModel
+from pipeline.stages.artifacts import ExportedModel, PreparedData, RateTest, Report, TrainedModel
 
 PREPARE = Stage("prepare", PreparedData, version=1, on="first")
-TRAIN = Stage("train", TrainedModel, version=1, on="all")
-EVALUATE = Stage("evaluate", Report, version=1, on="all")
+TRAIN = Stage("train", TrainedModel, version=2, on="all")
+EVALUATE = Stage("evaluate", Report, version=2, on="all")
+LR_FIND = Stage("lr_find", RateTest, version=1, on="all")
 EXPORT = Stage("export", ExportedModel, version=1, on="main")
 
 
@@ -40,7 +43,7 @@ class Plan:
 
     @cached_property
     def trained(self) -> TrainedModel:
-        return self.run(TRAIN, self.config.train, self.data)
+        return self.run(TRAIN, self.config.train, self.data, Beginning(self.config.train.init))
 
     @cached_property
     def report(self) -> Report:
@@ -49,6 +52,10 @@ class Plan:
     @cached_property
     def exported(self) -> ExportedModel:
         return self.run(EXPORT, self.config.export, self.data, self.trained, self.report)
+
+    @cached_property
+    def rates(self) -> RateTest:
+        return self.run(LR_FIND, self.config.train, self.data, Beginning(self.config.train.init))
 
 
 TARGETS = {"prepare": "data", "train": "trained", "evaluate": "report", "export": "exported"}
@@ -64,6 +71,9 @@ def check(config: Config) -> Config:
     def bound(table: Mapping[str, Callable[..., Any]], what: str, spec: Spec) -> Spec:
         return bind(table, spec, what=what)
 
+    def each(table: Mapping[str, Callable[..., Any]], what: str, specs: tuple[Spec, ...]) -> tuple[Spec, ...]:
+        return tuple(bind(table, spec, what=f"{what}.{k}") for k, spec in enumerate(specs))
+
     data, train, run = config.data, config.train, config.run
     return config.model_copy(
         update={
@@ -71,15 +81,29 @@ def check(config: Config) -> Config:
             "train": train.model_copy(
                 update={
                     "model": bound(MODELS, "train.model", train.model),
+                    "init": bound(BEGINNINGS, "train.init", beginning(train.init)),
                     "loss": bound(LOSSES, "train.loss", train.loss),
                     "optimizer": bound(OPTIMIZERS, "train.optimizer", train.optimizer),
                     "schedule": bound(SCHEDULES, "train.schedule", train.schedule),
-                    "augment": tuple(bound(AUGMENTATIONS, f"train.augment.{k}", s) for k, s in enumerate(train.augment)),
+                    "augment": each(AUGMENTATIONS, "train.augment", train.augment),
+                    "mix": each(MIXES, "train.mix", train.mix),
+                    "average": train.average and bound(AVERAGES, "train.average", train.average),
                 }
             ),
-            "run": run.model_copy(update={"trackers": tuple(bound(TRACKERS, f"run.trackers.{k}", s) for k, s in enumerate(run.trackers))}),
+            "evaluate": config.evaluate.model_copy(update={"views": each(VIEWS, "evaluate.views", config.evaluate.views)}),
+            "run": run.model_copy(update={"trackers": each(TRACKERS, "run.trackers", run.trackers)}),
         }
     )
+
+
+def fetched(config: Config) -> Config:
+    """`config` with the weights that training is to begin with at hand.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    begin = at_hand(config.train.init, config.run.artifacts)
+    return config.model_copy(update={"train": config.train.model_copy(update={"init": begin})})
 
 
 def check_size(config: Config, processes: int) -> None:
@@ -88,12 +112,24 @@ def check_size(config: Config, processes: int) -> None:
     Raises:
         ConfigError: it is too small.
     """
-    parts = processes * config.train.accumulate
-    if config.train.batch_size < parts:
+    accumulate = config.train.accumulate or 1
+    parts = processes * accumulate
+    if config.train.batch_size != "all" and config.train.batch_size < parts:
         raise ConfigError(
             f"train.batch_size: {config.train.batch_size} images cannot be cut into {parts} parts "
-            f"({processes} processes, train.accumulate={config.train.accumulate}); use {parts} or more"
+            f"({processes} processes, train.accumulate={accumulate}); use {parts} or more"
         )
+
+
+def prepared(config: Config) -> PreparedData:
+    """The data that have been made for `config`."""
+
+    def only_look(stage: Stage[A], *inputs: Input) -> A:
+        seen = look(config, stage, *inputs)
+        assert seen.manifest is not None
+        return artifact(stage, seen.place, seen.manifest)
+
+    return Plan(config, only_look).data
 
 
 def status(config: Config) -> dict[str, Look | None]:

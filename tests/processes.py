@@ -5,7 +5,7 @@ import multiprocessing
 import os
 import socket
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.context import ForkServerProcess
 from pathlib import Path
@@ -73,6 +73,33 @@ def begin(
     for process in started:
         process.start()
     return started
+
+
+def in_processes(function: Callable[[int], dict[str, Any]], size: int) -> list[dict[str, Any]]:
+    """What `function(rank)` gives in each of `size` processes joined by gloo."""
+    receivers, started = [], []
+    port = free_port()
+    for rank in range(size):
+        receiver, sender = CONTEXT.Pipe(duplex=False)
+        receivers.append(receiver)
+        started.append(CONTEXT.Process(target=_joined, args=(function, rank, size, port, sender)))
+    for process in started:
+        process.start()
+    results = [receiver.recv() for receiver in receivers]
+    for process in started:
+        process.join(60)
+        assert process.exitcode == 0
+    return results
+
+
+def _joined(function: Callable[[int], dict[str, Any]], rank: int, size: int, port: int, sender: Any) -> None:
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=size)
+    found = function(rank)
+    sender.send({name: value.numpy() if hasattr(value, "numpy") else value for name, value in found.items()})
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 def free_port() -> int:

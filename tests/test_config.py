@@ -36,6 +36,17 @@ MISTAKES = {
     "train.augment={name: crop}": "train.augment: input should be a valid tuple",
     "train.augment=[{name: crop, padding: -1}]": "train.augment.0.padding: input should be greater than or equal to 0",
     "train.model.kernel=0": "train.model.kernel: input should be greater than or equal to 1",
+    "train.batch_size=all images": "train.batch_size: input should be a valid integer, unable to parse string as an integer, or 'all'",
+    "train.batch_norm=synk": "train.batch_norm: input should be 'sync' or 'local', or a valid integer",
+    "run.time_limit=2x": "run.time_limit: value error, a duration is written as 45m or 1h30m or 2d (got '2x')",
+    "run.time_limit=0s": "run.time_limit: input should be greater than",
+    "train.init=kaimin": "train.init: no 'kaimin'; did you mean 'kaiming'?",
+    "train.mix=mixupp": "train.mix.0: no 'mixupp'; did you mean 'mixup'?",
+    "train.average={name: ema, decay: 2}": "train.average.decay: input should be less than",
+    "train.optimizer={name: sgd, nesterov: true}": "train.optimizer.nesterov: needs a momentum above 0",
+    "train.metric=acuracy": "train.metric: no choice 'acuracy'; did you mean 'accuracy'?",
+    "evaluate.views=[miror]": "evaluate.views.0: no 'miror'; did you mean 'mirror'?",
+    "run.compile=yes": "run.compile: no choice 'yes'; choose from no, inductor, aot_eager",
     "lr=3": "'lr=3' is neither a configuration file nor section.key=value",
     "train.=3": "'train.=3' is neither a configuration file nor section.key=value",
 }
@@ -67,7 +78,7 @@ def test_an_option_is_added_to_the_default_choice() -> None:
 
 
 def test_checked_choices_have_all_their_options() -> None:
-    assert check(Config()).train.optimizer.options == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.003}
+    assert check(Config()).train.optimizer.options == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.003, "decay": "all"}
 
 
 def test_no_is_a_name_and_on_is_one_too() -> None:

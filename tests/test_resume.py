@@ -6,7 +6,13 @@ import pytest
 from conftest import Run
 
 RECIPES = {
-    "momentum": ["train.optimizer={name: sgd, momentum: 0.9}"],
+    "momentum": ["train.optimizer={name: sgd, momentum: 0.9}", "train.mix=[mixup, cutmix]", "train.augment=[alternating_flip, cutout]"],
+    "average": ["train.average={name: ema, decay: 0.9}", "train.optimizer=adamw", "train.lr=0.003", "train.clip=0.5", "train.warmup=1"],
+    "stochastic weight average": ["train.average={name: swa, start: 0.2}"],
+    "muon": ["train.optimizer=muon", "train.lr=0.01"],
+    "plateau": ["train.schedule={name: plateau, patience: 0, factor: 0.5}", "train.metric=loss", "train.lr=0.5"],
+    "float16": ["train.precision=fp16", "train.lr=1", "train.epochs=3"],
+    "channels last": ["run.channels_last=true", "train.optimizer=rmsprop", "train.lr=0.001"],
     "adam": ["train.optimizer=adam", "train.lr=0.003"],
     "dropout": ["train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16], dropout: 0.5}"],
     "batch norm": ["train.model={name: resnet18, width: 2}", "train.epochs=2"],
@@ -24,12 +30,39 @@ def results(folder: Path) -> tuple[bytes, bytes]:
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_stopped_and_gone_on_equals_undisturbed(run: Run, tmp_path: Path, recipe: str) -> None:
     assert run(*RECIPES[recipe], until="train", in_folder="whole").code == 0
-    assert run(*RECIPES[recipe], until="train", in_folder="parts", stop_at=15).code == 75
-    second = run(*RECIPES[recipe], until="train", in_folder="parts", stop_at=25)
-    assert second.code == 75
-    assert "going on from step-000000015" in second.output
-    assert run(*RECIPES[recipe], until="train", in_folder="parts").code == 0
+    assert run(*RECIPES[recipe], until="train", in_folder="parts", stop_at=20).code == 75
+    second = run(*RECIPES[recipe], until="train", in_folder="parts")
+    assert second.code == 0
+    assert "going on from step-000000020" in second.output
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_stopped_again_and_again_it_still_equals_undisturbed(run: Run, tmp_path: Path) -> None:
+    assert run(until="train", in_folder="whole").code == 0
+    for stop_at in (5, 20, 35):
+        assert run(until="train", in_folder="parts", stop_at=stop_at).code == 75
+    assert run(until="train", in_folder="parts").code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_ended_early_it_is_not_begun_again(run: Run, tmp_path: Path) -> None:
+    early = ["train.patience=1", "train.lr=1e-9", "train.validate_every=0.5"]
+    ended = run(*early, until="train", in_folder="whole")
+    assert ended.code == 0, ended.output
+    assert "ended early, 1 validations after the best" in ended.output
+    assert run(*early, until="train", in_folder="parts", stop_at=15).code == 75
+    assert run(*early, until="train", in_folder="parts").code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_at_its_time_limit_it_stops_with_a_checkpoint(run: Run, processes: int) -> None:
+    endless = ["train.epochs=100000", "run.time_limit=3s", "run.checkpoint_every=1000000"]
+    for _ in range(2):
+        ended = run(*endless, until="train", processes=processes)
+        assert ended.code == 75
+        assert "with a checkpoint; the same command goes on" in ended.output
+    assert "train: going on from step-" in ended.output
 
 
 @pytest.mark.parametrize("processes", [2, 3])

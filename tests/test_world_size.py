@@ -40,8 +40,8 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("processes", "how"),
-    [(2, []), (3, []), (1, ["train.accumulate=4"]), (2, ["train.accumulate=2"]), (1, ["run.strategy=dp"])],
-    ids=["two processes", "three processes", "accumulation", "two processes that accumulate", "DataParallel"],
+    [(2, []), (3, []), (1, ["train.accumulate=4"]), (2, ["train.accumulate=2"]), (1, ["run.strategy=dp"]), (3, ["run.strategy=fsdp"])],
+    ids=["two processes", "three processes", "accumulation", "two processes that accumulate", "DataParallel", "FSDP on three"],
 )
 def test_same_curve_weights_and_counts(run: Run, tmp_path: Path, alone: Path, processes: int, how: list[str]) -> None:
     several = run(*EXACT, *how, until="evaluate", processes=processes)
@@ -49,6 +49,29 @@ def test_same_curve_weights_and_counts(run: Run, tmp_path: Path, alone: Path, pr
     assert_same(alone, tmp_path)
     assert counts(alone) == counts(tmp_path)
     assert sum(map(sum, counts(tmp_path))) == 57
+
+
+def test_the_gradient_of_all_images_is_the_same_in_one_part_or_in_many(run: Run, tmp_path: Path) -> None:
+    whole = [*EXACT, "train.batch_size=all", "train.epochs=5", "train.lr=0.5"]
+    assert run(*whole, until="train", in_folder="one").code == 0
+    ended = run(*whole, "train.accumulate=7", until="train", in_folder="many", processes=2)
+    assert ended.code == 0, ended.output
+    assert "train: 5 steps in" in ended.output
+    assert_same(tmp_path / "one", tmp_path / "many")
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        ["train.mix=[mixup, cutmix]", "train.augment=[alternating_flip, rand_augment]", "train.loss=focal"],
+        ["train.optimizer=adamw", "train.clip=0.1", "train.average=ema", "train.warmup=1", "train.schedule=plateau"],
+    ],
+    ids=["mixed images", "clipped and averaged"],
+)
+def test_what_a_step_depends_on_is_the_global_batch(run: Run, tmp_path: Path, what: list[str]) -> None:
+    assert run(*EXACT, *what, until="train", in_folder="one").code == 0
+    assert run(*EXACT, *what, "run.strategy=fsdp", until="train", in_folder="two", processes=2).code == 0
+    assert_same(tmp_path / "one", tmp_path / "two")
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1), (3, 2)])

@@ -5,11 +5,13 @@ field of TrainState. Nothing else is saved.
 
     step-<n>/weights.safetensors     parameters and buffers, by the names of the bare model
     step-<n>/optimizer.safetensors   <parameter>/<what>, with the same names
+    step-<n>/average.safetensors     the running average of the weights, if there is one
     step-<n>/best.safetensors        the best weights so far, if any were validated
     step-<n>/manifest.json           the rest, and size and sha256 of each file
 """
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,46 +19,95 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn.parallel import DataParallel, DistributedDataParallel
+from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
 from pipeline.learning.metrics import Tally
-from pipeline.runtime import files
+from pipeline.runtime import files, strategies
 from pipeline.runtime.console import say
+from pipeline.runtime.strategies import bare, local
 
 Weights = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Best:
-    """The weights with the highest validation accuracy so far; of equals, those with the lowest loss."""
-
-    step: int
-    accuracy: float
-    loss: float
-    weights: Weights
+Scores = dict[str, float]  # of one validation: its step, loss, accuracy, ...
 
 
 @dataclass
 class TrainState:
     model: nn.Module  # as wrapped for the strategy
-    optimizer: Optimizer
+    optimizers: tuple[Optimizer, ...]
+    scaler: GradScaler
     tally: Tally  # since the last line of the log
     step: int = 0  # updates done
     seconds: float = 0.0  # spent updating, over all restarts
-    best: Best | None = field(default=None)
+    history: list[Scores] = field(default_factory=list)  # of all validations
+    best: Weights = field(default_factory=dict)  # those of the best validation, on the main process
+    average: Weights = field(default_factory=dict)  # placed as the model's are
 
     @property
-    def bare(self) -> nn.Module:
-        """The model without its wrapper: the same keys everywhere."""
-        return self.model.module if isinstance(self.model, DataParallel | DistributedDataParallel) else self.model
+    def groups(self) -> list[dict[str, Any]]:
+        return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
-    def weights(self) -> Weights:
-        """A copy on the CPU."""
-        return {name: value.detach().cpu().clone(memory_format=torch.contiguous_format) for name, value in self.bare.state_dict().items()}
+    def weights(self, *, wanted: bool) -> Weights:
+        """A copy on the CPU of what is to be validated and kept, where `wanted`; every process has to ask."""
+        return strategies.gather(self.average or bare(self.model).state_dict(), wanted)
+
+    @torch.no_grad()
+    def fold(self, share: float | None) -> None:
+        """Move the average by `share` of the way to the weights: 1 starts it anew, None leaves it alone."""
+        if share is None:
+            return
+        weights = bare(self.model).state_dict()
+        if share == 1 or not self.average:
+            self.average = {name: value.detach().clone() for name, value in weights.items()}
+            return
+        floating = [name for name, value in weights.items() if value.is_floating_point()]
+        torch._foreach_lerp_([local(self.average[n]) for n in floating], [local(weights[n]) for n in floating], share)
+        for name in weights.keys() - floating:
+            self.average[name].copy_(weights[name])
+
+    @contextlib.contextmanager
+    def averaged(self) -> Iterator[None]:
+        """The model with its average for weights, if there is one."""
+        weights = bare(self.model).state_dict() if self.average else {}
+        before = {name: value.detach().clone() for name, value in weights.items()}
+        with torch.no_grad():
+            for name, value in weights.items():
+                value.copy_(self.average[name])
+            strategies.forget_whole(self.model)
+            yield
+            for name, value in weights.items():
+                value.copy_(before[name])
+            strategies.forget_whole(self.model)
 
 
-def save(state: TrainState, folder: Path, keep: int, tallies: Tensor, journal: Mapping[str, Any]) -> None:
+def score(scores: Scores, metric: str) -> float:
+    """Higher is better."""
+    return -scores["loss"] if metric == "loss" else scores[metric]
+
+
+def best(history: Sequence[Scores], metric: str) -> Scores | None:
+    """The validation with the highest score; of equals, the one with the lowest loss; of those, the first."""
+    return max(history, key=lambda scores: (score(scores, metric), -scores["loss"]), default=None)
+
+
+def patience_lost(history: Sequence[Scores], metric: str, patience: int | None) -> bool:
+    """Whether the best validation lies `patience` validations back."""
+    found = best(history, metric)
+    return patience is not None and found is not None and len(history) - 1 - history.index(found) >= patience
+
+
+def snapshot(state: TrainState, *, wanted: bool) -> dict[str, Weights]:
+    """The files of a checkpoint, where `wanted`; every process has to ask."""
+    contents = {
+        "weights": strategies.gather(bare(state.model).state_dict(), wanted),
+        "optimizer": strategies.gather(_optimizer_tensors(state), wanted),
+        "average": strategies.gather(state.average, wanted),
+        "best": state.best,
+    }
+    return {name: tensors for name, tensors in contents.items() if tensors or name in ("weights", "optimizer")}
+
+
+def save(state: TrainState, contents: Mapping[str, Weights], folder: Path, keep: int, tallies: Tensor, journal: Mapping[str, Any]) -> None:
     """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`.
 
     `tallies` [processes, 3] are those of every process; `journal` is the size and digest of the record up to here.
@@ -65,13 +116,16 @@ def save(state: TrainState, folder: Path, keep: int, tallies: Tensor, journal: M
     partial = folder / "partial"
     files.remove(partial)
     partial.mkdir(parents=True)
-    save_file(state.weights(), partial / "weights.safetensors")
-    save_file(_optimizer_tensors(state), partial / "optimizer.safetensors")
-    best = None
-    if state.best is not None:
-        save_file(state.best.weights, partial / "best.safetensors")
-        best = {"step": state.best.step, "accuracy": state.best.accuracy, "loss": state.best.loss}
-    values = {"step": state.step, "seconds": state.seconds, "best": best, "tallies": tallies.tolist(), "journal": journal}
+    for name, tensors in contents.items():
+        save_file(tensors, partial / f"{name}.safetensors")
+    values = {
+        "step": state.step,
+        "seconds": state.seconds,
+        "history": state.history,
+        "scaler": state.scaler.state_dict(),
+        "tallies": tallies.tolist(),
+        "journal": journal,
+    }
     files.commit_folder(partial, final, values)
     found = checkpoints(folder)
     here = found.index(final)
@@ -91,7 +145,7 @@ def restore(state: TrainState, folder: Path, journal: Path, rank: int, size: int
         if not files.begins_with(journal, manifest["journal"]):
             say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")
             continue
-        _load(state, path, manifest)
+        _load(state, path, manifest, rank == 0)
         tallies = torch.tensor(manifest["tallies"], dtype=torch.float64)
         mine = tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0)
         state.tally.sums.copy_(mine)
@@ -104,31 +158,42 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(p for p in folder.glob("step-*") if (p / files.MANIFEST).is_file())
 
 
-def _load(state: TrainState, path: Path, manifest: dict[str, Any]) -> None:
-    state.bare.load_state_dict(load_file(path / "weights.safetensors"))
-    names = {name: number for number, name in enumerate(_names(state))}
-    kept: dict[int, dict[str, Tensor]] = {}
+def _load(state: TrainState, path: Path, manifest: dict[str, Any], is_main: bool) -> None:
+    strategies.load(state.model, load_file(path / "weights.safetensors"))
+    kept: dict[str, dict[str, Tensor]] = {}
     for key, value in load_file(path / "optimizer.safetensors").items():
         name, _, what = key.rpartition("/")
-        kept.setdefault(names[name], {})[what] = value
-    state.optimizer.load_state_dict({**state.optimizer.state_dict(), "state": kept})
-    state.step, state.seconds = manifest["step"], manifest["seconds"]
-    if manifest["best"] is not None:
-        state.best = Best(**manifest["best"], weights=load_file(path / "best.safetensors"))
+        kept.setdefault(name, {})[what] = value
+    for optimizer in state.optimizers:
+        parameters = _parameters(state, optimizer)
+        tensors = {
+            number: {what: strategies.like(value, parameter) for what, value in kept[name].items()}
+            for number, (name, parameter) in enumerate(parameters)
+            if name in kept
+        }
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors})
+    state.step, state.seconds, state.history = manifest["step"], manifest["seconds"], manifest["history"]
+    if state.scaler.is_enabled():
+        state.scaler.load_state_dict(manifest["scaler"])
+    if (path / "average.safetensors").exists():
+        state.fold(1.0)
+        for name, value in load_file(path / "average.safetensors").items():
+            state.average[name].copy_(strategies.like(value, state.average[name]))
+    if is_main and (path / "best.safetensors").exists():
+        state.best = load_file(path / "best.safetensors")
 
 
 def _optimizer_tensors(state: TrainState) -> Weights:
-    names = _names(state)
-    kept = state.optimizer.state_dict()["state"]
     return {
-        f"{names[number]}/{what}": value.detach().cpu().contiguous()
-        for number, values in kept.items()
-        for what, value in values.items()
-        if value is not None
+        f"{name}/{what}": value
+        for optimizer in state.optimizers
+        for name, parameter in _parameters(state, optimizer)
+        for what, value in optimizer.state.get(parameter, {}).items()
+        if isinstance(value, Tensor)
     }
 
 
-def _names(state: TrainState) -> list[str]:
-    """The parameters' names in the order in which the optimizer numbers them."""
-    names = {id(parameter): name for name, parameter in state.bare.named_parameters()}
-    return [names[id(p)] for group in state.optimizer.param_groups for p in group["params"]]
+def _parameters(state: TrainState, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
+    """Named, in the order in which the optimizer numbers them."""
+    names = {id(parameter): name for name, parameter in bare(state.model).named_parameters()}
+    return [(names[id(p)], p) for group in optimizer.param_groups for p in group["params"]]

@@ -3,10 +3,12 @@
 Torch-free, so that `--help`, `status` and a run in which everything is fresh answer at once.
 """
 
+import math
 import os
 import signal
 import time
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from types import FrameType
 
@@ -96,14 +98,18 @@ def prepare_process(run: RunConfig, launch: Launch) -> int:
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGUSR1, and looked at when it suits: nothing happens in a handler.
+    """Set by SIGINT, SIGTERM or SIGUSR1, or by the clock, and looked at when it suits: nothing happens in a handler.
+
+    A time limit sets it a tenth of the limit early, or half a minute, so that there is time to save.
 
     A second Ctrl-C, given a second or more after the first, interrupts at once; sooner it is
     taken for the same one, since a terminal and a launcher may each deliver it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, limit: timedelta | None = None) -> None:
         self.signal: signal.Signals | None = None
+        seconds = math.inf if limit is None else limit.total_seconds()
+        self._deadline = time.monotonic() + seconds - min(30.0, seconds / 10)
         self._first = 0.0
 
     def listen(self) -> None:
@@ -112,7 +118,7 @@ class StopFlag:
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
-        return self.signal is not None
+        return self.signal is not None or time.monotonic() > self._deadline
 
     def interrupted(self, when: str) -> Interrupted:
         """To be raised where there is nothing to keep: 130 after Ctrl-C, 143 after any other signal."""

@@ -8,8 +8,9 @@ import contextlib
 import datetime
 import hashlib
 import logging
+import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -19,15 +20,19 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState, GradientState
 from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Stopped
+from pipeline.runtime import strategies
+from pipeline.runtime.console import say
 from pipeline.runtime.launch import Launch, StopFlag
 
 WAIT = datetime.timedelta(hours=2)  # others wait this long while process 0 prepares the data
 ONE_THREAD_FLOPS = 1e9  # forward, a process and step; below it a second thread costs more than it brings
-POLL = 10  # steps between asking all processes whether to stop
+POLL = 10  # steps, at most, between asking all processes whether to stop
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class World:
@@ -44,6 +49,7 @@ class World:
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
         self._fit_threads = cpu and run.threads is None
+        self._asked, self._ask_at, self._asked_last = 0, 1, time.monotonic()
         self._accelerator = Accelerator(
             cpu=cpu,
             mixed_precision="no",  # autocast is entered in `forward`, where DataParallel sees it too
@@ -52,7 +58,7 @@ class World:
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
-        self._stop, self._precision = stop, precision
+        self._stop, self._precision, self._run = stop, precision, run
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.is_main: bool = self.rank == 0
@@ -83,7 +89,8 @@ class World:
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' * (count > 1)} each" if self.device.type == "cpu" else ""
-        return f"{processes} ({self.strategy}) on {name}{threads}"
+        compiled = "" if self._run.compile == "no" else ", compiled"
+        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}"
 
     def _use_cuda(self) -> None:
         """The device by its number, its generators, and kernels that give the same bits each time."""
@@ -92,16 +99,35 @@ class World:
         ours = slice(None) if self.strategy == "dp" else slice(self.device.index, self.device.index + 1)
         self._generators += list(torch.cuda.default_generators)[ours]
         torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.allow_tf32 = False  # `no` is float32
+        torch.backends.cudnn.allow_tf32 = self._precision == "tf32"  # `no` is float32
+        torch.set_float32_matmul_precision("high" if self._precision == "tf32" else "highest")
 
-    def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int) -> nn.Module:
+    def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int, *, batch_norm: str | int = "sync") -> nn.Module:
         """Place and parallelise `model`, for global batches of images of `shape`: the one place that chooses a strategy."""
         model = model.to(self.device, self.dtype)
+        if self._run.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
+        model = strategies.normalise_over(model, batch_norm, self.size, self.device)
+        self._averaged = strategies.batch_norms(model) if self.size > 1 and batch_norm != "sync" else []
+        if self._run.compile != "no":
+            model.compile(backend=self._run.compile)
         if self.strategy == "dp":
-            return nn.DataParallel(model)
-        return self._distributed(model, shape) if self.strategy == "ddp" else model
+            return self._data_parallel(model, batch_norm)
+        if self.strategy == "fsdp":
+            return strategies.shard(model, self.device)
+        images = batch_norm if isinstance(batch_norm, int) else 2  # a pass has to have
+        return self._distributed(model, shape, images) if self.strategy == "ddp" else model
+
+    def _data_parallel(self, model: nn.Module, batch_norm: str | int) -> nn.Module:
+        wrapped = nn.DataParallel(model)
+        if len(wrapped.device_ids) > 1:
+            if self._run.compile != "no":
+                raise ConfigError("run.compile: DataParallel's replicas cannot be compiled; use run.strategy=ddp")
+            if batch_norm != "local" and strategies.batch_norms(model):
+                raise ConfigError("train.batch_norm: DataParallel's replicas know only local; use that, or run.strategy=ddp")
+        return wrapped
 
     def _flops(self, model: nn.Module, shape: tuple[int, ...]) -> int:
         """Of one image's way forward."""
@@ -111,7 +137,7 @@ class World:
         model.train(training)
         return int(counter.get_total_flops())
 
-    def _distributed(self, model: nn.Module, shape: tuple[int, ...]) -> nn.Module:
+    def _distributed(self, model: nn.Module, shape: tuple[int, ...], images: int) -> nn.Module:
         """DDP with its buckets settled.
 
         It lays them out anew after the first pass, and with three or more processes another layout
@@ -120,13 +146,38 @@ class World:
         with warnings.catch_warnings():  # `broadcast_buffers` has another name in newer torch, not in the oldest we support
             warnings.simplefilter("ignore", FutureWarning)
             wrapped: nn.Module = self._accelerator.prepare_model(model)
-        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        self._accelerator._models.clear()  # which it would keep alive
         for _ in range(2):
-            self.forward(wrapped, torch.zeros(2, *shape, dtype=self.dtype, device=self.device)).sum().backward()  # type: ignore[no-untyped-call]
-        wrapped.zero_grad()
-        for name, buffer in model.named_buffers():
-            buffer.copy_(before[name])
+            self._rehearse(wrapped, shape, images)
         return wrapped
+
+    def _rehearse(self, wrapped: nn.Module, shape: tuple[int, ...], count: int) -> None:
+        """Forward and backward of `count` blank images, that leave no trace."""
+        before = {name: buffer.clone() for name, buffer in wrapped.named_buffers()}
+        try:
+            self.forward(wrapped, torch.zeros(count, *shape, dtype=self.dtype, device=self.device)).sum().backward()  # type: ignore[no-untyped-call]
+        finally:
+            wrapped.zero_grad()
+            for name, buffer in wrapped.named_buffers():
+                buffer.copy_(before[name])
+
+    def parts(self, wrapped: nn.Module, shape: tuple[int, ...], count: int, parts: int) -> int:
+        """Into how many, at least `parts`, this process's `count` images must be cut to fit into the memory of the device.
+
+        Tried before the first step with blank images, and room for the optimizer's state, so that
+        all processes take the same number. A CPU never says that it is out of memory; models with
+        BatchNorm would give another result, and a sharded model cannot fail on one process alone.
+        """
+        if self.device.type == "cpu" or strategies.batch_norms(wrapped) or self.strategy == "fsdp":
+            return parts
+
+        def attempt(images: int) -> None:
+            room = [torch.empty_like(p) for p in wrapped.parameters() for _ in range(2)]
+            with self.micro_batch(wrapped, last=False):
+                self._rehearse(wrapped, shape, images)
+            del room
+
+        return fewest_parts(attempt, count, parts, self.any)
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether they take less than half of the memory that is free on the device."""
@@ -143,18 +194,40 @@ class World:
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+        if self._run.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, AUTOCAST.get(self._precision), enabled=self._precision in AUTOCAST):
             logits: Tensor = model(images)
         return logits.to(self.dtype)
+
+    def scaler(self) -> GradScaler:
+        """Keeps small gradients of float16 above zero; for other precisions it does nothing."""
+        return GradScaler(self.device.type, enabled=self._precision == "fp16")
 
     @contextlib.contextmanager
     def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
         """Forward and backward of one part of a batch; the gradient exchange waits for the last."""
+        strategies.synchronise_when(last, model)
         with contextlib.nullcontext() if last else self._accelerator.no_sync(model):
             yield
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
+
+    def agree_on_overflow(self, scaler: GradScaler, optimizer: torch.optim.Optimizer) -> None:
+        """A shard that overflowed is one that all skip."""
+        if self.strategy == "fsdp" and scaler.is_enabled():
+            for found in scaler._found_inf_per_device(optimizer).values():
+                dist.all_reduce(found, dist.ReduceOp.MAX)
+
+    def average_statistics(self) -> None:
+        """Make BatchNorm's running statistics the mean over processes, where each has normalised by its own."""
+        if not self._averaged:
+            return
+        running = [b for norm in self._averaged for b in (norm.running_mean, norm.running_var) if b is not None]
+        means = self.sum(torch.cat(running)) / self.size
+        for buffer, mean in zip(running, torch.split(means, [len(b) for b in running]), strict=True):
+            buffer.copy_(mean)
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise over all processes; the same bits on each."""
@@ -171,17 +244,26 @@ class World:
         dist.all_gather(gathered, tensor)
         return torch.stack(gathered)
 
-    def share_buffers(self, model: nn.Module) -> None:
-        """Give every process the running statistics of process 0, the ones that are saved."""
-        for buffer in model.buffers() if self.size > 1 else ():
-            dist.broadcast(buffer, src=0)
-
     def any(self, flag: bool) -> bool:
         return flag if self.size == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)).item())
 
-    def stopping(self, step: int) -> bool:
-        """Whether any process was told to stop, the same answer on each; several ask every `POLL` steps."""
-        return (self.size == 1 or step % POLL == 0) and self.any(bool(self._stop))
+    def stopping(self) -> bool:
+        """Whether any process is to stop, the same answer on each.
+
+        To ask costs an exchange: several processes do so when they are first asked, then once in
+        `POLL` times, or as often as makes it once a second.
+        """
+        if self.size == 1:
+            return bool(self._stop)
+        self._asked += 1
+        if self._asked < self._ask_at:
+            return False
+        now = time.monotonic()
+        told = torch.tensor([float(bool(self._stop)), (now - self._asked_last) / self._asked], device=self.device)
+        stop, seconds = self.sum(told).tolist()
+        self._asked, self._asked_last = 0, now
+        self._ask_at = max(1, min(POLL, int(self.size / max(seconds, 1e-9))))
+        return bool(stop > 0)
 
     def agree(self, value: Any) -> Any:
         """The main process's value, on every process."""
@@ -196,11 +278,31 @@ class World:
             torch.cuda.synchronize(self.device)
 
 
+def fewest_parts(attempt: Callable[[int], None], count: int, parts: int, any_: Callable[[bool], bool]) -> int:
+    """`parts`, or twice, four times, ... as many, so that no process's `attempt` with its share of `count` images runs out of memory.
+
+    Raises:
+        ConfigError: not even one image fits.
+    """
+    while True:
+        short = False
+        try:
+            attempt(-(-count // parts))
+        except torch.OutOfMemoryError:
+            short = True  # to be told to the others outside, where the frames that hold the memory are gone
+        if not any_(short):
+            return parts
+        if parts >= count:
+            raise ConfigError("train.model: not even one image fits into the memory of the device; choose a smaller model or images")
+        parts = min(2 * parts, count)
+        say(f"train: out of memory; a batch is cut into {parts} parts")
+
+
 def _strategy(asked: str, size: int) -> str:
     if asked == "dp" and size > 1:
         raise ConfigError(f"run.strategy: dp is one process with several GPUs, but {size} were started; use ddp or auto")
-    if asked == "ddp" and size == 1:
-        raise ConfigError("run.strategy: ddp needs several processes; start with torchrun, accelerate or srun, or use auto")
+    if asked in ("ddp", "fsdp") and size == 1:
+        raise ConfigError(f"run.strategy: {asked} needs several processes; start with torchrun, accelerate or srun, or use auto")
     if asked == "auto":
         return "ddp" if size > 1 else "single"
     return asked

@@ -49,7 +49,7 @@ class Report(Artifact):
     validation: dict[str, float] | None
 
     def files(self) -> list[str]:
-        return ["metrics.json", "report/index.html"]
+        return ["metrics.json", "predictions.safetensors", "report/index.html"]
 
 
 class ExportedModel(Artifact):
@@ -59,3 +59,10 @@ class ExportedModel(Artifact):
 
     def files(self) -> list[str]:
         return ["model.safetensors", "model.onnx", "model.json", "README.md"]
+
+
+class RateTest(Artifact):
+    suggestion: float  # the rate at which the loss falls fastest
+
+    def files(self) -> list[str]:
+        return ["lr_find.json", "lr_find.png"]

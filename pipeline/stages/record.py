@@ -71,15 +71,16 @@ class Record:
         """What was measured on the validation split."""
         _refuse_divergence(means, self._state.step)
         if self._space.world.is_main:
-            self._write({f"validation/{name}": value for name, value in means.items()}, {})
+            self._write({f"validation/{name}": value for name, value in means.items() if name != "step"}, {})
             self._progress.tell_also(self._state.step, {"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
 
     def save(self, keep: int) -> None:
         """A checkpoint, after the lines that it relies on."""
         with self.paused():
             tallies = self._space.world.gather(self._state.tally.sums)
+            contents = checkpoints.snapshot(self._state, wanted=self._space.world.is_main)
             if self._space.world.is_main:
-                checkpoints.save(self._state, self._space.dir / "checkpoints", keep, tallies, self._metrics.sync())
+                checkpoints.save(self._state, contents, self._space.dir / "checkpoints", keep, tallies, self._metrics.sync())
             self._space.world.barrier()  # no one leaves while it is written: a launcher would end it
 
     def _write(self, metrics: dict[str, float], timings: dict[str, float]) -> None:

@@ -3,110 +3,194 @@
 import functools
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
-from pipeline.data.augment import AUGMENTATIONS
-from pipeline.data.batches import Batch, Images, TrainBatches, share
+from pipeline.data.augment import AUGMENTATIONS, MIXES
+from pipeline.data.batches import Batch, Images, TrainBatches, global_index, share
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.learning import models
 from pipeline.learning import state as checkpoints
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Tally
-from pipeline.learning.optim import OPTIMIZERS, SCHEDULES
-from pipeline.learning.state import Best, TrainState
-from pipeline.runtime import files
+from pipeline.learning.networks import FastCifar
+from pipeline.learning.optim import OPTIMIZERS
+from pipeline.learning.schedules import AVERAGES, SCHEDULES, Moment, rate
+from pipeline.learning.start import BEGINNINGS, Beginning, freeze, train_mode
+from pipeline.learning.state import Scores, TrainState, best, patience_lost, score
+from pipeline.runtime import files, strategies
 from pipeline.runtime.console import say
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, TrainedModel
-from pipeline.stages.evaluate import predictions
+from pipeline.stages.evaluate import scores
 from pipeline.stages.record import Record
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+PART = 1000  # images of a batch of all that are taken at once
+WHITENING = 5000  # images that set the weights of a layer which is not learnt
 
 
-def train(config: TrainConfig, data: PreparedData, space: Workspace) -> TrainedModel:
+def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspace) -> TrainedModel:
     """Update the model, from the newest checkpoint in the workspace if there is one, to the last step."""
     world, run = space.world, space.config.run
-    normalise = normalisation(config, data)
-    images = Images(data.open("train"), world, *normalise)
-    held_out = Images(data.open("validation"), world, *normalise)
-    augment = [functools.partial(AUGMENTATIONS[spec.name], **spec.options) for spec in config.augment]
-    batches = TrainBatches(images, world, batch_size=config.batch_size, seed=config.seed, augment=augment)
-    per_epoch = len(images) / config.batch_size
-    steps = config.steps or math.ceil(config.epochs * per_epoch)
-    validate_every = max(1, round(config.validate_every * per_epoch))
-    rate = functools.partial(SCHEDULES[config.schedule.name], steps=steps, per_epoch=per_epoch, **config.schedule.options)
-    loss = functools.partial(LOSSES[config.loss.name], **config.loss.options)
-    state = initial_state(config, data, world)
+    recipe = Recipe.of(config, data)
+    images, held_out = (Images(data.open(split), world, *normalisation(config, data)) for split in ("train", "validation"))
+    state, parts = initial_state(recipe, data, images, world)
+    batches = recipe.batches(images, data, world)
     restored = checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size)
     if world.any(world.agree(restored) != restored):
         raise DataError(f"the processes see different checkpoints in {space.dir}; all nodes must see the same run.artifacts folder")
     if restored:
-        say(f"train: going on from {restored} of {steps}")
+        say(f"train: going on from {restored} of {recipe.steps}")
+    if recipe.has_ended(state.history):
+        return finish(state, recipe, data, space)
 
     say(f"train: {world}")
-    with Record(space, state, steps=steps, batch_size=config.batch_size) as record:
-        for batch in batches.steps(state.step, steps, run.workers):
-            lr = config.lr * rate(state.step)
-            update(state, batch, config, loss, lr, world)
+    with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record:
+        for batch in batches.steps(state.step, recipe.steps, run.workers):
+            lr = recipe.lr(state)
+            update(state, batch, recipe, lr, parts, world)
             record.step()
-            if due(state.step, run.log_every, steps):
+            if due(state.step, run.log_every, recipe.steps):
                 record.training(lr)
-            if due(state.step, validate_every, steps) and len(held_out):
+            if due(state.step, recipe.validate_every, recipe.steps) and len(held_out):
                 with record.paused():
-                    record.validation(validate(state, held_out, loss, space))
-            stopping = world.stopping(state.step)
-            if stopping or due(state.step, run.checkpoint_every, steps):
+                    record.validation(validate(state, held_out, recipe, space))
+            stopping = world.stopping()
+            if stopping or due(state.step, run.checkpoint_every, recipe.steps):
                 record.save(run.keep)
             if stopping:
-                raise Stopped(f"stopped after step {state.step} of {steps}, with a checkpoint; the same command goes on")
-    return finish(state, config, data, normalise, space)
+                raise Stopped(f"stopped after step {state.step} of {recipe.steps}, with a checkpoint; the same command goes on")
+            if recipe.has_ended(state.history):
+                break
+    return finish(state, recipe, data, space)
 
 
-def update(state: TrainState, batch: Batch, config: TrainConfig, loss: Loss, lr: float, world: World) -> None:
+def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, parts: int, world: World) -> None:
     """One optimizer step on one global batch; advances `state.step`.
 
     The gradient is that of the mean over the global batch, whatever the number of processes and
     parts: each sums its own losses over the global count, and DDP's mean over processes is undone.
     """
-    world.seed(config.seed, state.step)
-    for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    for part in range(config.accumulate):
-        rows = share(len(batch.labels), part, config.accumulate)
-        with world.micro_batch(state.model, last=part == config.accumulate - 1):
+    world.seed(recipe.config.seed, state.step)
+    for group in state.groups:
+        group["lr"] = lr * group["factor"]
+    for part in range(parts):
+        rows = share(len(batch.labels), part, parts)
+        with world.micro_batch(state.model, last=part == parts - 1):
             logits = world.forward(state.model, batch.images[rows])
-            losses = loss(logits, batch.labels[rows])
-            world.backward(losses.sum() * (world.size / config.batch_size))
+            losses = recipe.loss(logits, batch.targets[rows])
+            world.backward(state.scaler.scale(losses.sum() * (world.size / recipe.batch_size)))
         state.tally.add(logits, batch.labels[rows], losses)
-    state.optimizer.step()
-    state.optimizer.zero_grad()
+    world.average_statistics()
+    for optimizer in state.optimizers:
+        state.scaler.unscale_(optimizer)
+        world.agree_on_overflow(state.scaler, optimizer)
+    if recipe.config.clip is not None:
+        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
+    for optimizer in state.optimizers:
+        state.scaler.step(optimizer)
+        optimizer.zero_grad()
+    state.scaler.update()
+    state.fold(recipe.share(recipe.moment(state)))
     state.step += 1
 
 
-def initial_state(config: TrainConfig, data: PreparedData, world: World) -> TrainState:
-    """The state before the first step, the same on every process."""
+@dataclass(frozen=True)
+class Recipe:
+    """`train` of the configuration for the data at hand: every choice a function, every epoch a number of steps."""
+
+    config: TrainConfig
+    batch_size: int  # images an update, over all processes
+    steps: int  # updates in all
+    per_epoch: float  # updates
+    validate_every: int  # updates
+    loss: Callable[[Tensor, Tensor], Tensor]
+    schedule: Callable[[Moment], float]
+    share: Callable[[Moment], float | None]  # of the current weights in their average
+
+    @classmethod
+    def of(cls, config: TrainConfig, data: PreparedData) -> "Recipe":
+        images = data.counts["train"]
+        batch_size = images if config.batch_size == "all" else config.batch_size
+        average = config.average
+        return cls(
+            config,
+            batch_size,
+            steps=config.steps or math.ceil(config.epochs * images / batch_size),
+            per_epoch=images / batch_size,
+            validate_every=max(1, round(config.validate_every * images / batch_size)),
+            loss=functools.partial(LOSSES[config.loss.name], **config.loss.options),
+            schedule=functools.partial(SCHEDULES[config.schedule.name], **config.schedule.options),
+            share=functools.partial(AVERAGES[average.name], **average.options) if average else lambda moment: None,
+        )
+
+    def batches(self, images: Images, data: PreparedData, world: World) -> TrainBatches:
+        return TrainBatches(
+            images,
+            world,
+            batch_size=self.batch_size,
+            seed=self.config.seed,
+            steps=self.steps,
+            classes=len(data.classes),
+            augment=[functools.partial(AUGMENTATIONS[spec.name], **spec.options) for spec in self.config.augment],
+            mix=[functools.partial(MIXES[spec.name], **spec.options) for spec in self.config.mix],
+        )
+
+    def moment(self, state: TrainState) -> Moment:
+        return Moment(state.step, self.steps, self.per_epoch, [score(scores, self.config.metric) for scores in state.history])
+
+    def lr(self, state: TrainState) -> float:
+        return self.config.lr * rate(self.schedule, self.moment(state), warmup=self.config.warmup, by=self.config.lr_by)
+
+    def has_ended(self, history: Sequence[Scores]) -> bool:
+        return patience_lost(history, self.config.metric, self.config.patience)
+
+    def parts(self, world: World) -> int:
+        """Into how many a process cuts its share of a batch."""
+        alone = -(-self.batch_size // (world.size * PART)) if self.config.batch_size == "all" else 1
+        parts = self.config.accumulate or alone
+        if self.batch_size < parts * world.size:
+            raise ConfigError(
+                f"train.accumulate: {self.batch_size} images cannot be cut into {parts} parts for each of {world.size} processes"
+            )
+        return parts
+
+
+def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: World) -> tuple[TrainState, int]:
+    """The state before the first step, the same on every process; and into how many parts a process cuts its share of a batch."""
+    config = recipe.config
     torch.manual_seed(config.seed)
-    model = world.wrap(models.build(config.model, data.shape, len(data.classes)), data.shape, config.batch_size)
-    optimizer = OPTIMIZERS[config.optimizer.name](model, **config.optimizer.options)
-    return TrainState(model, optimizer, Tally.zero(world.device))
+    bare = models.build(config.model, data.shape, len(data.classes))
+    if isinstance(bare, FastCifar):
+        index = global_index(len(images), min(WHITENING, len(images)), config.seed, 0)
+        bare.whiten(images.batch(images.take(index), index).images.cpu())
+    models.refuse_size(bare, config.model, recipe.batches(images, data, world).first_shape(), len(data.classes))
+    BEGINNINGS[config.init.name](bare, **config.init.options)
+    freeze(bare, config.freeze)
+    model = world.wrap(bare, data.shape, recipe.batch_size, batch_norm=config.batch_norm)
+    largest = -(-recipe.batch_size // world.size)
+    parts = world.parts(model, data.shape, largest, recipe.parts(world))
+    strategies.refuse_parts(model, config.batch_norm, recipe.batch_size, world.size * parts)
+    train_mode(model)
+    optimizers = OPTIMIZERS[config.optimizer.name](strategies.bare(model), **config.optimizer.options)
+    return TrainState(model, optimizers, world.scaler(), Tally.zero(world.device)), parts
 
 
-def validate(state: TrainState, images: Images, loss: Loss, space: Workspace) -> dict[str, float]:
-    """Loss and accuracy on the validation split; keeps the weights if they are the best so far."""
-    tally = Tally.zero(space.world.device)
-    for logits, labels in predictions(state.model, images, space):
-        tally.add(logits, labels, loss(logits, labels))
-    means = Tally(space.world.sum(tally.sums)).means()
-    if state.best is None or (means["accuracy"], -means["loss"]) > (state.best.accuracy, -state.best.loss):
-        state.best = Best(state.step, means["accuracy"], means["loss"], state.weights())
-    return means
+def validate(state: TrainState, images: Images, recipe: Recipe, space: Workspace) -> Scores:
+    """Loss, accuracy and the like on the validation split; keeps the weights if they are the best so far."""
+    with state.averaged():
+        found = {"step": state.step, **scores(state.model, images, recipe.loss, space)}
+    train_mode(state.model)
+    state.history.append(found)
+    if best(state.history, recipe.config.metric) is found:
+        state.best = state.weights(wanted=space.world.is_main)
+    return found
 
 
 def normalisation(config: TrainConfig, data: PreparedData) -> tuple[tuple[float, ...], tuple[float, ...]]:
@@ -126,28 +210,31 @@ def due(step: int, every: int, last: int) -> bool:
     return step % every == 0 or step == last
 
 
-def finish(
-    state: TrainState, config: TrainConfig, data: PreparedData, normalise: tuple[tuple[float, ...], tuple[float, ...]], space: Workspace
-) -> TrainedModel:
+def finish(state: TrainState, recipe: Recipe, data: PreparedData, space: Workspace) -> TrainedModel:
     """Keep the selected weights, and say which they are."""
-    if config.select == "best" and state.best is not None:
-        weights, selected = state.best.weights, {"by": "validation accuracy", "step": state.best.step, "accuracy": state.best.accuracy}
-    else:
-        weights, selected = state.weights(), {"by": "last step", "step": state.step}
-    images = state.step * config.batch_size
+    config, metric = recipe.config, recipe.config.metric
+    found = best(state.history, metric) if config.select == "best" else None
+    selected: dict[str, Any] = {"by": "last step", "step": state.step}
+    if found is not None:
+        selected = {"by": f"validation {metric}", "step": found["step"], metric: found[metric]}
+    last = state.weights(wanted=space.world.is_main)
+    images = state.step * recipe.batch_size
     if space.world.is_main:
-        save_file(weights, space.dir / "weights.safetensors")
+        save_file(last if found is None else state.best, space.dir / "weights.safetensors")
         timing = {"seconds": state.seconds, "images": images, "images_per_second": images / max(state.seconds, 1e-9)}
         files.write_json(space.dir / "timing.json", timing)
-        say(f"train: {state.step} steps in {state.seconds:.1f} s, {timing['images_per_second']:,.0f} images/s; kept {_words(selected)}")
+        early = f"; ended early, {config.patience} validations after the best" if state.step < recipe.steps else ""
+        speed = f"{state.step} steps in {state.seconds:.1f} s, {timing['images_per_second']:,.0f} images/s"
+        say(f"train: {speed}; kept step {selected['step']}, by {selected['by']}{_value(selected, metric)}{early}")
         space.trackers.artifact(space.config.run.name, "model", [space.dir / "weights.safetensors"], selected)
+    mean, std = normalisation(config, data)
     return TrainedModel(
         dir=space.dir,
         model=config.model,
         shape=data.shape,
         classes=data.classes,
-        mean=normalise[0],
-        std=normalise[1],
+        mean=mean,
+        std=std,
         loss=config.loss,
         precision=config.precision,
         steps=state.step,
@@ -156,6 +243,5 @@ def finish(
     )
 
 
-def _words(selected: dict[str, Any]) -> str:
-    score = f" {selected['accuracy']:.4f}" if "accuracy" in selected else ""
-    return f"step {selected['step']}, by {selected['by']}{score}"
+def _value(selected: dict[str, Any], metric: str) -> str:
+    return f" {selected[metric]:.4f}" if metric in selected else ""

@@ -1,0 +1,150 @@
+"""How training begins: the weights drawn or loaded, and the parameters that stay as they are."""
+
+import fnmatch
+import hashlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pipeline.config import Spec
+from pipeline.errors import ConfigError
+from pipeline.learning.inits import INITS
+from pipeline.runtime.console import say
+from pipeline.runtime.trackers import fetch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+WEIGHTS = ("export/model.safetensors", "model.safetensors", "train/weights.safetensors", "weights.safetensors")
+
+
+def weights(model: "nn.Module", *, path: str = "", head: Literal["auto", "new"] = "auto") -> None:
+    """Copy the weights at `path` into `model`: a run, an export, a .safetensors file, or a .pth file of tensors.
+
+    The last layer stays as drawn if `head` is new, or if that of the file has other classes. The
+    first convolution of a model for grey images takes the sum over colours.
+
+    Raises:
+        ConfigError: another layer is missing or has another shape.
+    """
+    from pipeline.learning.models import head as head_of
+
+    found, wanted = _read(find(path)), model.state_dict()
+    kept: dict[str, Tensor] = {}
+    last = head_of(model)
+    fresh = {name for name in wanted if name.rpartition(".")[0] == last}
+    if head == "auto" and all(name in found and found[name].shape == wanted[name].shape for name in fresh):
+        fresh = set()
+    for name, target in wanted.items():
+        value = found.get(name)
+        if value is not None and value.dim() == 4 and value.shape[1] == 3 and target.shape == (len(value), 1, *value.shape[2:]):
+            value = value.sum(1, keepdim=True)
+        if value is not None and value.shape == target.shape:
+            kept[name] = value
+        elif name not in fresh and not name.endswith("num_batches_tracked"):
+            what = "no" if value is None else f"{list(value.shape)} for the {list(target.shape)} of"
+            raise ConfigError(f"train.init: {path} has {what} {name}; choose the train.model that it was made with")
+    model.load_state_dict({name: value for name, value in kept.items() if name not in fresh}, strict=False)
+    say(f"train: begins with {path}" + (f", but for a new {last}" if fresh else ""))
+
+
+BEGINNINGS: dict[str, Callable[..., None]] = {**INITS, "weights": weights}
+
+
+def beginning(spec: Spec) -> Spec:
+    """`train.init` as it is written in full: a name that is none of the table is a place."""
+    is_place = spec.name not in BEGINNINGS and ("/" in spec.name or ":" in spec.name or Path(spec.name).exists())
+    return Spec(name="weights", options={"path": spec.name, **spec.options}) if is_place else spec
+
+
+def at_hand(spec: Spec, artifacts: Path) -> Spec:
+    """`spec` with its weights in a file: those of `wandb:entity/project/name:alias` are fetched to below `artifacts`.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    if spec.name != "weights":
+        return spec
+    path: str = spec.options["path"]
+    if path.startswith("wandb:"):
+        path = str(fetch(path.removeprefix("wandb:"), artifacts))
+    find(path)
+    return Spec(name=spec.name, options={**spec.options, "path": path})
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """What training depends on: the content of the weights that it begins with, not their place."""
+
+    spec: Spec
+
+    def reasons(self) -> dict[str, Any]:
+        if self.spec.name != "weights":
+            return {}
+        with find(self.spec.options["path"]).open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return {"train.init": {"name": "weights", "head": self.spec.options["head"], "sha256": digest}}
+
+
+def find(path: str) -> Path:
+    """The file of weights of a run, an export, or itself.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    place = Path(path).expanduser()
+    for candidate in (place / name for name in WEIGHTS) if place.is_dir() else (place,):
+        if candidate.is_file():
+            return candidate
+    raise ConfigError(f"train.init: no weights in {path or 'train.init.path'}; give a run, an export, or a .safetensors or .pth file")
+
+
+def _read(file: Path) -> "dict[str, Tensor]":
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        found = torch.load(file, map_location="cpu", weights_only=True)  # runs no code
+    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+        raise ConfigError(f"train.init: {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
+    except Exception as error:
+        if type(error).__name__ != "UnpicklingError":
+            raise
+        raise ConfigError(f"train.init: {file} is no file of tensors alone; save the state dict of the model") from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
+        raise ConfigError(f"train.init: {file} is not a state dict; save model.state_dict()")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
+
+
+def freeze(model: "nn.Module", patterns: tuple[str, ...]) -> None:
+    """Let the parameters whose names match a pattern stay as they are: `layer1.*`, `*.bias`.
+
+    Raises:
+        ConfigError: a pattern matches none, or together they match all.
+    """
+    named = dict(model.named_parameters())
+    for pattern in patterns:
+        matched = fnmatch.filter(named, pattern)
+        if not matched:
+            raise ConfigError(f"train.freeze: no parameter is named {pattern!r}; among them are {', '.join([*named][:3])}, {[*named][-1]}")
+        for name in matched:
+            named[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in named.values()):
+        raise ConfigError("train.freeze: no parameter is left to learn; freeze fewer")
+
+
+def train_mode(model: "nn.Module") -> None:
+    """`model.train()`, but for frozen BatchNorms: their running statistics stay as well."""
+    from pipeline.runtime.strategies import batch_norms
+
+    model.train()
+    for norm in batch_norms(model):
+        parameters = list(norm.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            norm.eval()
