@@ -8,24 +8,16 @@ import sys
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pipeline import __version__, errors
 from pipeline.config import Config, dump, load
 from pipeline.errors import PipelineError
-from pipeline.plan import TARGETS, Plan, check, check_size, status
-from pipeline.runtime import console
+from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
+from pipeline.process import Process, make, outcome
 from pipeline.runtime.console import say
-from pipeline.runtime.folder import RunFolder
-from pipeline.runtime.launch import Launch, StopFlag, prepare_process, read_launch
-from pipeline.runtime.runner import Runner
-from pipeline.runtime.trackers import Trackers
-from pipeline.summary import closing_words, summarise
-
-if TYPE_CHECKING:
-    from pipeline.runtime.world import World
-
-STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
+from pipeline.runtime.launch import StopFlag, prepare_process, read_launch
+from pipeline.seeds import run_seeds
+from pipeline.summary import closing_words
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -34,10 +26,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "predict":
             return _predict(options.run, options.images)
+        if options.command == "compare":
+            return _compare(options.runs, options.out)
         config = check(_configuration(options))
         if options.command == "config":
             print(dump(config), end="")
             return 0
+        config = fetched(config)
         if options.command == "status":
             return _status(config)
         return _run(config, options)
@@ -47,74 +42,48 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
-    """Make or find everything up to the stage asked for, and leave word in the run folder of how it ended."""
+    """Do what was asked for, as one of the processes launched for it; the exit code."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
-    stop = StopFlag()
-    threads = prepare_process(config.run, launch)
-    terminal = os.dup(2)
-    folder, code, message = None, 0, ""
+    stop, threads, terminal = StopFlag(config.run.time_limit), prepare_process(config.run, launch), os.dup(2)
+    code, message = 0, ""
     try:
-        if launch.is_main:
-            stop.listen()
-            folder = RunFolder(config)
-        else:
-            console.write_to(config.run.folder / config.run.name / "logs" / f"rank-{launch.rank}.log")
-        _make(config, options, launch, stop, threads, folder)
-    except PipelineError as error:
-        code, message = error.exit_code, str(error)
-    except KeyboardInterrupt:
-        code, message = 130, "interrupted; the same command goes on from the last checkpoint"
-    except OSError as error:  # the disk, the network: the user's to mend
-        code, message = 1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
-    except Exception as error:
-        code, message = 1, f"{type(error).__name__}: {error}"
-        traceback.print_exc()
+        with contextlib.ExitStack() as last:
+            if launch.is_main:
+                stop.listen()
+            process = Process(launch, stop, threads, last)
+            code = run_seeds(config, options.count, process) if options.command == "seeds" else _one(config, options, process)
+    except (Exception, KeyboardInterrupt) as error:
+        code, message = outcome(error)
+        if not isinstance(error, PipelineError | OSError | KeyboardInterrupt):
+            traceback.print_exc()
     stop.ignore()
-    if folder is not None:
-        with contextlib.suppress(OSError):  # a full disk has been told of
-            folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
     if message and (launch.is_main or code == 1):
         who = "" if launch.is_main else f"rank {launch.rank}: "
         os.write(terminal, f"pipeline: {who}{message}\n".encode())
     return code
 
 
-def _make(config: Config, options: argparse.Namespace, launch: Launch, stop: StopFlag, threads: int, folder: RunFolder | None) -> None:
-    until = "export" if options.command == "run" else options.command
-    trackers = Trackers(config, config.run.folder / config.run.name)
-    with contextlib.ExitStack() as last:  # the other processes are left last: a launcher ends those that stay
-
-        def open_world() -> "World":
-            from pipeline.runtime.world import World
-
-            world = World(config.run, launch, stop, precision=config.train.precision, threads=threads)
-            stop.listen()
-            return last.enter_context(world)
-
-        def on_stage(name: str, place: Path, done: bool) -> None:
-            if name == "train":
-                trackers.training = place
-            if folder is not None:
-                folder.link(name, place, done)
-
-        runner = Runner(config, launch, stop, trackers, open_world, options.force, on_stage)
-        plan = Plan(config, runner)
-        try:
-            getattr(plan, TARGETS[until])
-        except BaseException as error:
-            trackers.close(getattr(error, "exit_code", 1))
-            raise
-        trackers.close(0)
-        if folder is None:
-            return
+def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
+    until = {"run": "export", "model": "prepare"}.get(options.command, options.command)
+    summary = make(config, until, options.force, process)
+    if options.command == "model":
+        say(_described(config))
+        return 0
+    if process.launch.is_main:
         typed = [sys.argv[0], *options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
-        say(closing_words(config, until, folder.path, typed))
-        if until == "export":
-            summary = summarise(plan, runner.manifests, folder.path)
-            folder.summary(summary)
-            if options.json:
-                say(json.dumps(summary))
+        say(closing_words(config, until, config.run.folder / config.run.name, typed))
+        if summary is not None and options.json:
+            say(json.dumps(summary))
+    return 0
+
+
+def _described(config: Config) -> str:
+    from pipeline.learning.layers import describe
+    from pipeline.learning.models import build
+
+    data = prepared(config)
+    return describe(build(config.train.model, data.shape, len(data.classes)), data.shape)
 
 
 def _status(config: Config) -> int:
@@ -138,6 +107,14 @@ def _predict(run: Path, images: Sequence[Path]) -> int:
     return 0
 
 
+def _compare(runs: Sequence[Path], picture: Path) -> int:
+    from pipeline.compare import compare
+
+    for part in compare(runs, picture):
+        say(part)
+    return 0
+
+
 def _configuration(options: argparse.Namespace) -> Config:
     words: list[str] = options.words
     path = Path(words[0]) if words and "=" not in words[0] else None
@@ -153,6 +130,9 @@ COMMANDS = {
     "train": "until trained weights",
     "evaluate": "until the report on the test split",
     "export": "until the exported model (the same as run)",
+    "seeds": "the whole pipeline for N seeds, one after the other; their mean, standard deviation and interval",
+    "lr-find": "a learning rate range test, with a picture",
+    "model": "the layers of the model: their shapes, parameters and operations",
     "status": "which stages are fresh, which are not, and why",
     "config": "print the resolved configuration",
 }
@@ -177,9 +157,12 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(force="", json=False)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
+        if name == "seeds":
+            command.add_argument("count", type=_count, metavar="N", help="train.seed and the N - 1 after it")
         command.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a file first, then overrides")
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
         if name in TARGETS or name == "run":
@@ -188,7 +171,17 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    text = "differences in configuration and results of finished runs, their curves, and paired tests against the first"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")
+    command.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE.png", help="where the curves are drawn")
     return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; give 1 or more before the configuration")
+    return int(text)
 
 
 if __name__ == "__main__":

@@ -57,6 +57,7 @@ def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]
     here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     places = {"prepare": {"samples": "prepare/samples.png"}, "train": {"weights": "train/weights.safetensors", "metrics": "metrics.jsonl"}}
     places["evaluate"] = {"report": "report/index.html", "metrics": "metrics.jsonl"}
+    places["lr-find"] = {"picture": "lr_find/lr_find.png"}
     places["export"] = {"model": "export/model.onnx", **places["evaluate"]}
     lines = [f"  {what:8} {here / path}" for what, path in places[until].items()]
     program, *words = typed

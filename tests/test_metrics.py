@@ -1,11 +1,14 @@
-"""Counts and sums add up however the images are cut into batches."""
+"""What is measured of all images at once is what is measured of their parts."""
 
+import pytest
 import torch
+from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.nn import functional as F
 
-from pipeline.learning.metrics import Tally, confusion, top5
+from pipeline.learning.metrics import Answers, Tally, balanced_accuracy, macro_f1
 
 LOGITS, LABELS = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 7
+ANSWERS = Answers.of(LOGITS.double(), LABELS, F.cross_entropy(LOGITS.double(), LABELS, reduction="none"))
 
 
 def test_a_tally_of_parts_is_the_tally_of_the_whole() -> None:
@@ -18,14 +21,42 @@ def test_a_tally_of_parts_is_the_tally_of_the_whole() -> None:
 
 
 def test_the_confusion_matrix_counts_each_image_once_at_its_label() -> None:
-    matrix = confusion(LOGITS, LABELS)
+    matrix = ANSWERS.confusion()
     assert matrix.sum(1).tolist() == LABELS.bincount().tolist()
+    assert matrix.sum(0).tolist() == LOGITS.argmax(1).bincount(minlength=7).tolist()
     assert matrix.trace().item() == (LOGITS.argmax(1) == LABELS).sum().item()
 
 
+def test_scores_are_those_of_torch_and_scikit_learn() -> None:
+    predicted = LOGITS.argmax(1)
+    in_five = sum(int(k) in row.topk(5).indices.tolist() for row, k in zip(LOGITS, LABELS, strict=True))
+    assert ANSWERS.scores() == {
+        "loss": pytest.approx(F.cross_entropy(LOGITS.double(), LABELS).item(), rel=1e-12),
+        "accuracy": (predicted == LABELS).double().mean().item(),
+        "top5": in_five / 100,
+        "balanced_accuracy": pytest.approx(balanced_accuracy_score(LABELS, predicted), rel=1e-12),
+        "macro_f1": pytest.approx(f1_score(LABELS, predicted, average="macro"), rel=1e-12),
+    }
+
+
 def test_top_five_of_five_or_fewer_classes_is_everything() -> None:
-    assert top5(LOGITS[:, :4], LABELS % 4).item() == 100
-    assert top5(LOGITS, LABELS).item() == sum(int(k) in row.topk(5).indices.tolist() for row, k in zip(LOGITS, LABELS, strict=True))
+    four = Answers.of(LOGITS[:, :4], LABELS % 4, torch.zeros(100))
+    assert four.in_five.sum().item() == 100
+
+
+def test_confidence_is_the_probability_of_what_was_predicted() -> None:
+    probabilities = LOGITS.double().exp() / LOGITS.double().exp().sum(1, keepdim=True)
+    assert torch.allclose(ANSWERS.confidence, probabilities.max(1).values, rtol=1e-12, atol=0)
+
+
+def test_classes_that_are_absent_count_as_scikit_learn_has_it() -> None:
+    labels = torch.tensor([0, 0, 0, 2, 2, 5])
+    predicted = torch.tensor([0, 0, 1, 2, 3, 2])  # 1 and 3 are predicted alone, 4 and 6 are in neither
+    matrix = Answers(labels, predicted, labels, labels, labels, 7).confusion()
+    with pytest.warns(UserWarning, match="not in y_true"):
+        expected = balanced_accuracy_score(labels, predicted)
+    assert balanced_accuracy(matrix) == pytest.approx(expected, rel=1e-12)
+    assert macro_f1(matrix) == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0), rel=1e-12)
 
 
 def test_a_model_that_has_diverged_is_not_right() -> None:

@@ -27,12 +27,52 @@ class Tally:
         return {"loss": loss / images, "accuracy": hits / images}
 
 
-def top5(logits: Tensor, labels: Tensor) -> Tensor:
-    """int64 []: how many labels [B] are among the five highest of logits [B, K]."""
-    return (logits.topk(min(5, logits.shape[1])).indices == labels[:, None]).sum()
+@dataclass(frozen=True)
+class Answers:
+    """What a model says of each of N images, and what it should have said."""
+
+    labels: Tensor  # int64 [N]
+    predicted: Tensor  # int64 [N]
+    in_five: Tensor  # int64 [N]: 1 where the label is among the five highest logits
+    losses: Tensor  # float [N]
+    confidence: Tensor  # float [N]: the probability of the class that was predicted
+    classes: int  # K
+
+    @classmethod
+    def of(cls, logits: Tensor, labels: Tensor, losses: Tensor) -> "Answers":
+        """Logits [B, K], labels [B], losses [B]; nothing waits for the device."""
+        five = logits.topk(min(5, logits.shape[1])).indices
+        in_five = (five == labels[:, None]).any(1).to(labels.dtype)
+        return cls(labels, logits.argmax(1), in_five, losses, logits.softmax(1).amax(1), logits.shape[1])
+
+    def confusion(self) -> Tensor:
+        """int64 [K, K]: how often each label (row) was taken for each class (column)."""
+        return torch.bincount(self.labels * self.classes + self.predicted, minlength=self.classes**2).view(self.classes, self.classes)
+
+    def scores(self) -> dict[str, float]:
+        confusion = self.confusion()
+        return {
+            "loss": self.losses.double().mean().item(),
+            "accuracy": (self.predicted == self.labels).double().mean().item(),
+            "top5": self.in_five.double().mean().item(),
+            "balanced_accuracy": balanced_accuracy(confusion),
+            "macro_f1": macro_f1(confusion),
+        }
 
 
-def confusion(logits: Tensor, labels: Tensor) -> Tensor:
-    """int64 [K, K]: how often each label (row) was taken for each class (column)."""
-    classes = logits.shape[1]
-    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes**2).view(classes, classes)
+def balanced_accuracy(confusion: Tensor) -> float:
+    """The mean over classes of the share that was found; a class without images does not count."""
+    images = confusion.sum(1)
+    there = images > 0
+    return (confusion.diagonal()[there] / images[there].double()).mean().item()
+
+
+def macro_f1(confusion: Tensor) -> float:
+    """The mean over classes of F1, the harmonic mean of precision and recall.
+
+    F1 = 2 TP / (2 TP + FP + FN). A class that has no images but was predicted counts with 0; one
+    that is neither among the labels nor among the predictions does not count. So does scikit-learn.
+    """
+    mentions = confusion.sum(0) + confusion.sum(1)
+    there = mentions > 0
+    return (2 * confusion.diagonal()[there] / mentions[there].double()).mean().item()

@@ -2,41 +2,53 @@
 
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from pipeline.config import EvaluateConfig
-from pipeline.data.batches import Images, eval_batches
+from pipeline.data.augment import VIEWS, View, all_views
+from pipeline.data.batches import Images, eval_batches, eval_rows
 from pipeline.errors import GateError, Stopped
-from pipeline.learning import metrics, models
+from pipeline.learning import models
 from pipeline.learning.losses import LOSSES
-from pipeline.learning.metrics import Tally
+from pipeline.learning.metrics import Answers
 from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.runner import Workspace
+from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, Report, TrainedModel
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], labels [B] -> [B]
 
 
 def evaluate(config: EvaluateConfig, data: PreparedData, trained: TrainedModel, space: Workspace) -> Report:
-    """Exact at every world size: each image counts once, sums are added over processes.
+    """Exact at every world size: each image counts once, in its place.
+
+    With `evaluate.views` a second figure is given besides, of logits averaged over the views of
+    each image. The gate `evaluate.min_accuracy`, the predictions that are kept and the export stay
+    with the images themselves.
 
     Raises:
         GateError: the accuracy on the test split is below `evaluate.min_accuracy`.
     """
     model = load(trained, space.world.dtype).to(space.world.device)
-    measured = {split: measure(model, data, trained, split, space) for split in ("validation", "test") if data.counts[split]}
+    answered = {split: _answers(model, config, data, trained, split, space) for split in ("validation", "test") if data.counts[split]}
+    measured = {name: measure(found, data.classes) for several in answered.values() for name, found in several.items()}
     if not all(math.isfinite(values["loss"]) for values in measured.values()):
         raise GateError("the loss of the trained weights is not a finite number; lower train.lr")
     if space.world.is_main:
+        _keep({split: several[split] for split, several in answered.items()}, space)
         _write(measured, data, trained, space)
-    totals = {split: {k: v for k, v in values.items() if isinstance(v, int | float)} for split, values in measured.items()}
-    test = totals["test"]
-    right = len(data.open("test")) * test["accuracy"]
-    say(f"evaluate: test accuracy {test['accuracy']:.4f} ({right:.0f} of {test['images']}), loss {test['loss']:.4f}")
+    totals = {name: _numbers(values) for name, values in measured.items()}
+    test, views = totals["test"], totals.get("test_views")
+    right = round(test["images"] * test["accuracy"])
+    besides = f", with views {views['accuracy']:.4f}" if views else ""
+    say(f"evaluate: test accuracy {test['accuracy']:.4f} ({right} of {test['images']}), loss {test['loss']:.4f}{besides}")
     if test["accuracy"] < config.min_accuracy:
         raise GateError(f"test accuracy {test['accuracy']:.4f} is below evaluate.min_accuracy={config.min_accuracy}")
     return Report(dir=space.dir, test=test, validation=totals.get("validation"))
@@ -49,48 +61,91 @@ def load(trained: TrainedModel, dtype: torch.dtype = torch.float32) -> nn.Module
     return model
 
 
-def measure(model: nn.Module, data: PreparedData, trained: TrainedModel, split: str, space: Workspace) -> dict[str, Any]:
-    """Images, loss, accuracy, top-5, and the confusion matrix: counts and sums over all processes."""
-    world, classes = space.world, len(data.classes)
-    images = Images(data.open(split), world, trained.mean, trained.std)
-    loss = functools.partial(LOSSES[trained.loss.name], **trained.loss.options)
-    tally = Tally.zero(world.device)
-    top5 = torch.zeros((), dtype=torch.int64, device=world.device)
-    matrix = torch.zeros(classes, classes, dtype=torch.int64, device=world.device)
-    for logits, labels in predictions(model, images, space, stoppable=True):
-        tally.add(logits, labels, loss(logits, labels))
-        top5 += metrics.top5(logits, labels)
-        matrix += metrics.confusion(logits, labels)
-    confusion = world.sum(matrix).tolist()
-    seen = len(images)
-    rows = enumerate(zip(data.classes, confusion, strict=True))
+def measure(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
+    """Images, scores, and the confusion matrix."""
+    confusion = answers.confusion().tolist()
+    rows = enumerate(zip(classes, confusion, strict=True))
     per_class = [{"class": name, "images": sum(row), "correct": row[k]} for k, (name, row) in rows]
-    return {
-        "images": seen,
-        "loss": Tally(world.sum(tally.sums)).means()["loss"],
-        "accuracy": sum(row[k] for k, row in enumerate(confusion)) / seen,
-        "top5": int(world.sum(top5).item()) / seen,
-        "per_class": per_class,
-        "confusion": confusion,
-    }
+    return {"images": len(answers.labels), **answers.scores(), "per_class": per_class, "confusion": confusion}
+
+
+def scores(model: nn.Module, images: Images, loss: Loss, space: Workspace) -> dict[str, float]:
+    """Loss, accuracy, top5, balanced_accuracy and macro_f1 over all images and processes; the same on each."""
+    return answers(model, images, loss, space)[0].scores()
 
 
 @torch.no_grad()
-def predictions(model: nn.Module, images: Images, space: Workspace, *, stoppable: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
-    """Logits [B, K] and labels [B] of this process's part of a split, batch by batch.
+def answers(
+    model: nn.Module, images: Images, loss: Loss, space: Workspace, *, views: Sequence[View] = (), stoppable: bool = False
+) -> list[Answers]:
+    """What `model` says of each image, in the order of the split; then, if there are views, of all views of it together.
 
     Raises:
         Stopped: if `stoppable`, when a process was told to stop.
     """
-    world = space.world
-    world.share_buffers(model)
+    world, batch_size = space.world, space.config.run.eval_batch_size
     model.eval()
-    for k, batch in enumerate(eval_batches(images, world, batch_size=space.config.run.eval_batch_size)):
-        if stoppable and world.stopping(k):
+    parts: list[list[Answers]] = []
+    for batch in eval_batches(images, world, batch_size=batch_size):
+        if stoppable and world.stopping():
             raise Stopped("stopped while evaluating; the trained model is kept, the same command goes on")
-        if len(batch.labels):
-            yield world.forward(model, batch.images), batch.labels
+        several = _logits(model, batch.images, views, world)
+        parts.append([Answers.of(logits, batch.labels, loss(logits, batch.labels)) for logits in several])
     model.train()
+    places = np.concatenate(list(eval_rows(len(images), world, batch_size=batch_size)))
+    return [_together(of_one_kind, places, len(images), world) for of_one_kind in zip(*parts, strict=True)]
+
+
+def _logits(model: nn.Module, images: Tensor, views: Sequence[View], world: World) -> list[Tensor]:
+    """[B, K] of the images, and if there are views the mean over these, of which the images are the first.
+
+    A process whose part of a batch is empty goes along with one black image: where the weights are
+    shared out, a way through the model is a meeting of all processes.
+    """
+    shown = images if len(images) else images.new_zeros(1, *images.shape[1:])
+    logits = [world.forward(model, view)[: len(images)] for view in all_views(shown, views)]
+    return [logits[0], torch.stack(logits).mean(0)] if views else logits
+
+
+def _together(parts: Sequence[Answers], places: np.ndarray[Any, np.dtype[np.int64]], count: int, world: World) -> Answers:
+    """Each process's answers in their places among `count`, on the CPU: what a process has not is zero, so that sums are the whole."""
+    index = world.to_device(torch.from_numpy(places))
+
+    def whole(mine: list[Tensor]) -> Tensor:
+        found = torch.cat(mine)
+        return world.sum(found.new_zeros(count).index_copy(0, index, found)).cpu()
+
+    return Answers(
+        labels=whole([part.labels for part in parts]),
+        predicted=whole([part.predicted for part in parts]),
+        in_five=whole([part.in_five for part in parts]),
+        losses=whole([part.losses for part in parts]),
+        confidence=whole([part.confidence for part in parts]),
+        classes=parts[0].classes,
+    )
+
+
+def _answers(
+    model: nn.Module, config: EvaluateConfig, data: PreparedData, trained: TrainedModel, split: str, space: Workspace
+) -> dict[str, Answers]:
+    """By name: `split`, and if there are views `split_views`."""
+    images = Images(data.open(split), space.world, trained.mean, trained.std)
+    loss = functools.partial(LOSSES[trained.loss.name], **trained.loss.options)
+    views = [functools.partial(VIEWS[spec.name], **spec.options) for spec in config.views]
+    found = answers(model, images, loss, space, views=views, stoppable=True)
+    return dict(zip((split, f"{split}_views"), found, strict=False))
+
+
+def _keep(answered: dict[str, Answers], space: Workspace) -> None:
+    """`<split>.labels`, `<split>.predicted` (int64) and `<split>.confidence` (float32), [N] in the order of the split."""
+    kept: dict[str, Tensor] = {}
+    for split, found in answered.items():
+        kept |= {f"{split}.labels": found.labels, f"{split}.predicted": found.predicted, f"{split}.confidence": found.confidence.float()}
+    save_file(kept, space.dir / "predictions.safetensors")
+
+
+def _numbers(values: dict[str, Any]) -> dict[str, float]:
+    return {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
 def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: TrainedModel, space: Workspace) -> None:
@@ -99,6 +154,6 @@ def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: Tra
     (space.dir / "report").mkdir(exist_ok=True)
     files.write_json(space.dir / "metrics.json", {"weights": trained.selected, **measured})
     pictures = report.write(space.dir / "report", measured, data, trained, space.config)
-    space.trackers.results({f"{split}/{k}": v for split, m in measured.items() for k, v in m.items() if isinstance(v, int | float)})
+    space.trackers.results({f"{name}/{k}": v for name, values in measured.items() for k, v in _numbers(values).items()})
     for name, path in {**pictures, "samples": data.dir / "samples.png"}.items():
         space.trackers.picture(name, path)

@@ -1,0 +1,248 @@
+"""Finished runs beside each other: what was configured differently, what came of it, and whether that can be chance.
+
+What is compared is a run, or a folder of seeds, which counts as one experiment. The first is the
+one that each of the others is tested against.
+"""
+
+import json
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import yaml
+from numpy.typing import NDArray
+
+from pipeline.errors import ConfigError
+from pipeline.learning.statistics import mcnemar, paired_t, spread
+from pipeline.runtime import files, journal
+from pipeline.seeds import columns
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WHERE = ("run.name", "run.folder")  # differs without being a difference
+WIDE = 30  # characters of a value, beyond which it gets a line of its own
+MEASURES = {
+    "steps": ("steps", ",.0f"),
+    "training_seconds": ("training s", ",.1f"),
+    "images_per_second": ("images/s", ",.0f"),
+    "validation_accuracy": ("validation accuracy", ".4f"),
+    "test_accuracy": ("test accuracy", ".4f"),
+    "test_loss": ("test loss", ".4f"),
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run, as its folder has it."""
+
+    folder: Path
+    settings: Mapping[str, str]  # key -> value, as overrides are written
+    summary: Mapping[str, Any]
+    lines: Sequence[Mapping[str, Any]]  # of the journal
+
+    @cached_property
+    def test_data(self) -> tuple[Any, ...]:
+        """Equal for runs that are tested on the same images, in the same order, with the same classes."""
+        manifest = files.read_json(self.folder / "prepare" / files.MANIFEST)
+        made = manifest["result"]
+        return made["classes"], [manifest["outputs"][name]["sha256"] for name in made["shards"]["test"]]
+
+    def right(self) -> NDArray[np.bool_]:
+        """[N]: whether each image of the test split was given its class."""
+        from safetensors.numpy import load_file
+
+        path = self.folder / "evaluate" / "predictions.safetensors"
+        if not path.is_file():
+            raise ConfigError(f"{path} is not there: an older version made this evaluation; run the pipeline again")
+        kept = load_file(path)
+        return np.asarray(kept["test.labels"] == kept["test.predicted"])
+
+    @property
+    def epochs_a_step(self) -> float:
+        batch_size = self.summary["images"] / self.summary["steps"]
+        return float(batch_size / self.summary["counts"]["train"])
+
+
+@dataclass(frozen=True)
+class Experiment:
+    name: str
+    runs: dict[int, Run]  # by seed
+    of_seeds: bool
+    left_out: Sequence[str] = ()  # why, of each seed that is not finished
+
+
+def compare(folders: Sequence[Path], picture: Path) -> Iterator[str]:
+    """What there is to say, part by part; the curves are drawn into `picture`.
+
+    Raises:
+        ConfigError: fewer than two folders, one that is not of a run or of seeds, or a run that is not finished.
+    """
+    if len(folders) < 2:
+        raise ConfigError("compare: give the folders of two runs or more")
+    experiments = [read(folder) for folder in folders]
+    for experiment in experiments:
+        yield from experiment.left_out
+    yield f"configuration\n{_indented(_settings(experiments) or 'no differences')}"
+    yield f"\nresults\n{_indented(columns(_results(experiments)))}"
+    yield f"\npaired tests on the test split, beside {experiments[0].name}"
+    for other in experiments[1:]:
+        yield _indented(f"{other.name}: {_test(experiments[0], other)}")
+    draw(experiments, picture)
+    yield f"\n  curves   {picture}"
+
+
+def read(folder: Path) -> Experiment:
+    """The run in `folder`, or the finished ones of its seeds.
+
+    Raises:
+        ConfigError: it has neither.
+    """
+    name = str(folder)
+    if seeds := sorted(path.parent for path in folder.glob("seed-*/config.yaml")):
+        unfinished = {path: why for path in seeds if (why := _unfinished(path))}
+        found = [_run(path) for path in seeds if path not in unfinished]
+        if not found:
+            raise ConfigError(f"{folder}: none of its {len(seeds)} seeds is finished; `pipeline seeds` goes on with them")
+        runs = {int(run.settings["train.seed"]): run for run in found}
+        return Experiment(name, dict(sorted(runs.items())), True, [f"{path} is left out: {why}" for path, why in unfinished.items()])
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"{folder} is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME/seed-K")
+    if why := _unfinished(folder):
+        raise ConfigError(f"{folder}: {why}; `pipeline run` with its configuration finishes it")
+    run = _run(folder)
+    return Experiment(name, {int(run.settings["train.seed"]): run}, False)
+
+
+def _unfinished(folder: Path) -> str:
+    """Why the run in `folder` cannot be compared; empty if it can."""
+    state = (files.read_json(folder / "status.json") or {}).get("state", "unknown")
+    if state != "done":
+        return f"not finished, it is {state}"
+    made = (files.read_json(folder / "summary.json") or {}).get("fingerprints", {})
+    if not made or any(not (folder / stage / files.MANIFEST).is_file() for stage in made):
+        return "not finished, there is no result yet"
+    if any((folder / stage).resolve().name != fingerprint for stage, fingerprint in made.items()):
+        return "not finished, its result is that of an earlier configuration"
+    return ""
+
+
+def _run(folder: Path) -> Run:
+    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
+    return Run(folder, settings, files.read_json(folder / "summary.json"), journal.read(folder / "metrics.jsonl"))
+
+
+def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
+    """Dotted keys; a choice is its name, and below it its options."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        name = f"{above}{key}"
+        if isinstance(value, Mapping):
+            flat |= {name: str(value["name"])} if "name" in value and above else {}
+            flat |= _flat({k: v for k, v in value.items() if k != "name" or not above}, f"{name}.")
+        else:
+            flat[name] = value if isinstance(value, str) else json.dumps(value)
+    return flat
+
+
+def _settings(experiments: Sequence[Experiment]) -> str:
+    """The keys whose values differ, and their values; empty if there are none."""
+    names = [experiment.name for experiment in experiments]
+    keys = dict.fromkeys(key for experiment in experiments for run in experiment.runs.values() for key in run.settings)
+    rows, long = [["", *names]], []
+    for key in (key for key in keys if key not in WHERE):
+        values = [", ".join(dict.fromkeys(run.settings.get(key, "none") for run in e.runs.values())) for e in experiments]
+        if len(set(values)) > 1 and max(map(len, values)) <= WIDE:
+            rows.append([key, *values])
+        elif len(set(values)) > 1:
+            long.append(f"{key}\n{_indented(_lines(names, values))}")
+    return "\n".join([*([columns(rows)] if len(rows) > 1 else []), *long])
+
+
+def _lines(names: Sequence[str], values: Sequence[str]) -> str:
+    return "\n".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+
+
+def _results(experiments: Sequence[Experiment]) -> list[list[str]]:
+    rows = [["", "seeds", *(title for title, _ in MEASURES.values())]]
+    for experiment in experiments:
+        row = [experiment.name, str(len(experiment.runs))]
+        for name, (_, form) in MEASURES.items():
+            values = [run.summary[name] for run in experiment.runs.values() if run.summary.get(name) is not None]
+            found = spread(values) if values else None
+            row.append("" if found is None else f"{found.mean:{form}}" + ("" if found.std is None else f" ± {found.std:{form}}"))
+        rows.append(row)
+    return rows
+
+
+def _test(first: Experiment, other: Experiment) -> str:
+    """The paired test that the two allow, in words."""
+    one, two = (next(iter(experiment.runs.values())) for experiment in (first, other))
+    if one.test_data != two.test_data:
+        return "tested on other images, so that no paired test is possible"
+    if first.of_seeds or other.of_seeds:
+        common = sorted(first.runs.keys() & other.runs.keys())
+        if len(common) < 2:
+            return f"no paired test is possible: it takes two common seeds or more, and there are {len(common)}"
+        scores = [[experiment.runs[seed].summary["test_accuracy"] for seed in common] for experiment in (first, other)]
+        return f"{paired_t(*scores)} (paired t-test over {len(common)} common seeds)"
+    rights = one.right(), two.right()
+    only_first, only_other = (int((a & ~b).sum()) for a, b in (rights, rights[::-1]))
+    counts = f"only {first.name} is right {only_first} times, only {other.name} {only_other} times, of {len(rights[0])}"
+    return f"{mcnemar(only_first, only_other, len(rights[0]))} (McNemar's exact test)\n  {counts}"
+
+
+def draw(experiments: Sequence[Experiment], picture: Path) -> None:
+    """Loss and accuracy of both splits against the epoch, a colour for each experiment, as PNG."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    from pipeline.stages.report import STYLE
+
+    with mpl.rc_context(STYLE):  # type: ignore[arg-type]
+        figure = Figure(figsize=(10, 4), layout="constrained")
+        axes: Sequence[Axes] = figure.subplots(1, 2)
+        for axis, what in zip(axes, ("loss", "accuracy"), strict=True):
+            for k, experiment in enumerate(experiments):
+                _curves(axis, experiment, what, f"C{k}")
+            axis.set_xlabel("epoch")
+            axis.set_title(what)
+        axes[0].set_ylim(bottom=0)
+        _legend(figure, experiments)
+        picture.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(picture, format="png", dpi=150)
+
+
+def _curves(axis: "Axes", experiment: Experiment, what: str, color: str) -> None:
+    """The validation whole, the training dashed; of seeds the mean, and each by a thin line."""
+    for split, dashes in (("train", (0, (3, 2))), ("validation", "-")):
+        curves = [_points(run, f"{split}/{what}") for run in experiment.runs.values()]
+        for curve in curves if len(curves) > 1 else ():
+            axis.plot(list(curve), list(curve.values()), color=color, linestyle=dashes, linewidth=0.5, alpha=0.3)
+        common = [epoch for epoch in curves[0] if all(epoch in curve for curve in curves)]
+        means = [statistics.fmean(curve[epoch] for curve in curves) for epoch in common]
+        width = 1.5 if split == "validation" else 0.9
+        axis.plot(common, means, color=color, linestyle=dashes, linewidth=width, marker="." if len(common) < 3 else "")
+
+
+def _points(run: Run, name: str) -> dict[float, float]:
+    """Epoch -> value."""
+    return {line["step"] * run.epochs_a_step: line[name] for line in run.lines if name in line}
+
+
+def _legend(figure: "Figure", experiments: Sequence[Experiment]) -> None:
+    from matplotlib.lines import Line2D
+
+    lines = [Line2D([], [], color=f"C{k}") for k in range(len(experiments))]
+    lines += [Line2D([], [], color="gray"), Line2D([], [], color="gray", linestyle=(0, (3, 2)), linewidth=0.9)]
+    names = [experiment.name for experiment in experiments]
+    figure.legend(lines, [*names, "validation", "train"], loc="outside lower center", ncols=min(4, len(lines)), frameon=False)
+
+
+def _indented(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

@@ -1,0 +1,102 @@
+"""One process of a run, and what it does: the plan, carried out, and word of how it ended."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import Config
+from pipeline.errors import PipelineError
+from pipeline.plan import TARGETS, Plan
+from pipeline.runtime import console
+from pipeline.runtime.folder import RunFolder
+from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.runner import Runner
+from pipeline.runtime.trackers import Trackers
+from pipeline.summary import summarise
+
+if TYPE_CHECKING:
+    from pipeline.runtime.world import World
+
+STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
+
+
+@dataclass
+class Process:
+    """What one process has for all the runs it makes: its place among the others, its signals, and the world once it is open."""
+
+    launch: Launch
+    stop: StopFlag
+    threads: int
+    last: contextlib.ExitStack  # the other processes are left last: a launcher ends those that stay
+    world: "World | None" = None
+
+    def open_world(self, config: Config) -> "World":
+        if self.world is None:
+            from pipeline.runtime.world import World
+
+            self.world = World(config.run, self.launch, self.stop, precision=config.train.precision, threads=self.threads)
+            self.stop.listen()
+            self.last.enter_context(self.world)
+        return self.world
+
+    def stopping(self) -> bool:
+        """Whether a process was told to stop, the same answer on each."""
+        return bool(self.stop) if self.world is None else self.world.any(bool(self.stop))
+
+
+def make(config: Config, until: str, force: str, process: Process) -> dict[str, Any] | None:
+    """Make or find everything up to the stage `until`; a whole run's summary, on the main process."""
+    launch, place = process.launch, config.run.folder / config.run.name
+    folder = RunFolder(config) if launch.is_main else None
+    if folder is None:
+        console.write_to(place / "logs" / f"rank-{launch.rank}.log")
+    trackers = Trackers(config, place)
+
+    def on_stage(name: str, place: Path, done: bool) -> None:
+        if name == "train":
+            trackers.training = place
+        if folder is not None:
+            folder.link(name, place, done)
+
+    runner = Runner(config, launch, process.stop, trackers, lambda: process.open_world(config), force, on_stage)
+    plan = Plan(config, runner)
+    with _word_of_the_end(folder):
+        try:
+            getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
+        except BaseException as error:
+            trackers.close(getattr(error, "exit_code", 1))
+            raise
+        trackers.close(0)
+        if folder is None or until != "export":
+            return None
+        summary = summarise(plan, runner.manifests, place)
+        folder.summary(summary)
+    return summary
+
+
+@contextlib.contextmanager
+def _word_of_the_end(folder: RunFolder | None) -> Iterator[None]:
+    """Leave word in the run folder, of the main process, of how it ended."""
+    code, message = 0, ""
+    try:
+        yield
+    except BaseException as error:
+        code, message = outcome(error)
+        raise
+    finally:
+        if folder is not None:
+            with contextlib.suppress(OSError):  # a full disk has been told of
+                folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
+
+
+def outcome(error: BaseException) -> tuple[int, str]:
+    """The exit code of a run that ended with `error`, and what to say."""
+    if isinstance(error, PipelineError):
+        return error.exit_code, str(error)
+    if isinstance(error, KeyboardInterrupt):
+        return 130, "interrupted; the same command goes on from the last checkpoint"
+    if isinstance(error, OSError):  # the disk, the network: the user's to mend
+        return 1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    return 1, f"{type(error).__name__}: {error}"
