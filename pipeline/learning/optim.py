@@ -10,13 +10,10 @@ from pydantic import AfterValidator, Field, ValidationInfo
 from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
-from pipeline.learning.schedules import AVERAGES, SCHEDULES
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.optim import Optimizer
-
-__all__ = ["AVERAGES", "OPTIMIZERS", "SCHEDULES"]
 
 
 def _with_momentum(nesterov: bool, options: ValidationInfo) -> bool:
