@@ -36,9 +36,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "status":
             return _status(config)
         return _run(config, options)
-    except PipelineError as error:
-        print(f"pipeline: {error}", file=sys.stderr)
-        return error.exit_code
+    except (PipelineError, KeyboardInterrupt) as error:
+        code, message = outcome(error)
+        print(f"pipeline: {message}", file=sys.stderr)
+        return code
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:

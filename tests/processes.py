@@ -19,6 +19,7 @@ CONTEXT.set_forkserver_preload(
         "torch.onnx",
         "onnxruntime",
         "onnxscript",
+        "wandb",
         "pipeline.main",
         "pipeline.stages.prepare",
         "pipeline.stages.train",

@@ -128,3 +128,17 @@ def test_only_frozen_norms_stay_in_evaluation_mode() -> None:
     train_mode(model)
     modes = {name: module.training for name, module in model.named_modules()}
     assert [name for name, training in modes.items() if not training] == ["bn1"]
+
+
+def test_weights_of_torchvision_begin_a_model_for_other_classes_and_grey_images(tmp_path: Path) -> None:
+    from torchvision import models
+
+    torch.manual_seed(1)
+    published = models.resnet18()  # as its file has it: 1,000 classes, colours
+    torch.save(published.state_dict(), tmp_path / "resnet18.pth")
+    model = build(Spec(name="torchvision", options={"arch": "resnet18", "stem": "imagenet"}), (1, 64, 64), 10)
+    weights(model, path=str(tmp_path / "resnet18.pth"))
+    theirs, ours = published.state_dict(), model.state_dict()
+    assert torch.equal(ours["conv1.weight"], theirs["conv1.weight"].sum(1, keepdim=True))
+    assert [name for name in ours if ours[name].shape != theirs[name].shape] == ["conv1.weight", "fc.weight", "fc.bias"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours if name.startswith("layer"))

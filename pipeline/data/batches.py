@@ -163,6 +163,8 @@ class TrainBatches(Dataset[Tensor]):
 
     def _batch(self, step: int, taken: Tensor) -> Batch:
         index, rows = self.index(step), self._rows(step)
+        if not (self._augment or self._mix):
+            return self._images.batch(taken, index)
         draws = Draws(
             random(self._seed, step, AUGMENT),
             self._batch_size,

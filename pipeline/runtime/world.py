@@ -172,6 +172,7 @@ class World:
             return parts
 
         def attempt(images: int) -> None:
+            torch.cuda.empty_cache()
             room = [torch.empty_like(p) for p in wrapped.parameters() for _ in range(2)]
             with self.micro_batch(wrapped, last=False):
                 self._rehearse(wrapped, shape, images)
