@@ -15,7 +15,7 @@ from pipeline.errors import PipelineError
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, outcome
 from pipeline.runtime.console import say
-from pipeline.runtime.launch import StopFlag, prepare_process, read_launch
+from pipeline.runtime.launch import StopFlag, prepare_process, read_launch, speaks
 from pipeline.seeds import run_seeds
 from pipeline.summary import closing_words
 
@@ -38,7 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _run(config, options)
     except (PipelineError, KeyboardInterrupt) as error:
         code, message = outcome(error)
-        print(f"pipeline: {message}", file=sys.stderr)
+        if speaks():
+            print(f"pipeline: {message}", file=sys.stderr)
         return code
 
 

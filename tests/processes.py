@@ -20,9 +20,12 @@ CONTEXT.set_forkserver_preload(
         "onnxruntime",
         "onnxscript",
         "wandb",
+        "torchvision.models",
+        "torchvision.transforms.v2",
         "pipeline.main",
         "pipeline.stages.prepare",
         "pipeline.stages.train",
+        "pipeline.stages.evaluate",
         "pipeline.stages.export",
         "pipeline.stages.report",
     ]

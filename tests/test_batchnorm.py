@@ -50,6 +50,16 @@ def test_a_batch_that_cannot_be_cut_into_groups_is_refused(run: Run) -> None:
     assert "cannot be cut into groups of 5; make train.batch_size a multiple of 5" in ended.output
 
 
+@pytest.mark.parametrize(
+    ("words", "processes"),
+    [(["train.batch_size=1"], 1), (["train.batch_size=9", "train.accumulate=8"], 1), (["train.batch_size=2", "train.batch_norm=local"], 2)],
+)
+def test_one_image_that_has_no_variance_is_refused(run: Run, words: list[str], processes: int) -> None:
+    ended = run(*NET, "data.source={name: synthetic, size: 8}", *words, until="train", processes=processes)
+    assert ended.code == 2, ended.output
+    assert "train.batch_size: resnet18 cannot learn from parts of one image" in ended.output
+
+
 @pytest.mark.parametrize("kind", ["sync", "local", "2"])
 def test_stopped_and_gone_on_equals_undisturbed_on_two_processes(run: Run, tmp_path: Path, kind: str) -> None:
     words = [*NET, "train.epochs=2", f"train.batch_norm={kind}"]

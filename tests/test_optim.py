@@ -237,3 +237,17 @@ def contiguous(state: dict[str, Any]) -> dict[str, Any]:
         for what, value in values.items():
             values[what] = value.contiguous() if isinstance(value, Tensor) else value
     return state
+
+
+def test_a_first_step_that_overflows_in_float16_leaves_no_trace() -> None:
+    parameter = torch.nn.Parameter(torch.ones(1000))
+    model = torch.nn.ParameterList([parameter])
+    (optimizer,) = OPTIMIZERS["sgd"](model, momentum=0.9)
+    scaler = torch.amp.GradScaler("cpu")
+    for gradient in (float("inf"), 65536.0):  # at the first scale, and at the one it backs off to, 2
+        parameter.grad = torch.full((1000,), gradient)
+        scaler.scale(torch.ones(1))
+        optimizer.param_groups[0]["lr"] = 0.1
+        scaler.step(optimizer)
+        scaler.update()
+    assert torch.allclose(parameter, torch.full((1000,), 1 - 0.1 * 2.0))

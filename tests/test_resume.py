@@ -12,6 +12,7 @@ RECIPES = {
     "muon": ["train.optimizer=muon", "train.lr=0.01"],
     "plateau": ["train.schedule={name: plateau, patience: 0, factor: 0.5}", "train.metric=loss", "train.lr=0.5"],
     "float16": ["train.precision=fp16", "train.lr=1", "train.epochs=3"],
+    "muon, channels last": ["train.optimizer=muon", "train.model={name: wrn_16_4, depth: 10, widen: 1}", "run.channels_last=true"],
     "channels last": ["run.channels_last=true", "train.optimizer=rmsprop", "train.lr=0.001"],
     "adam": ["train.optimizer=adam", "train.lr=0.003"],
     "dropout": ["train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16], dropout: 0.5}"],

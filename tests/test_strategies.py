@@ -93,7 +93,11 @@ def test_saved_under_each_it_loads_in_each(tmp_path: Path, alone: Path, begun: d
     assert_equal(train(tmp_path / "run", after), alone)
 
 
-@pytest.mark.parametrize("how", [("run.strategy=fsdp",), ("run.strategy=fsdp", "train.precision=fp16")], ids=["float32", "float16"])
+@pytest.mark.parametrize(
+    "how",
+    [("run.strategy=fsdp", "run.channels_last=true"), ("run.strategy=fsdp", "train.precision=fp16")],
+    ids=["float32, channels last", "float16"],
+)
 def test_sharded_and_stopped_it_goes_on_to_the_same_bits(run: Run, tmp_path: Path, how: tuple[str, ...]) -> None:
     assert run(*how, until="train", in_folder="whole", processes=2).code == 0
     assert run(*how, until="train", in_folder="parts", processes=2, stop_at=15).code == 75

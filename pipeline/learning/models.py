@@ -209,22 +209,37 @@ def refuse_size(model: "nn.Module", spec: Spec, shape: Shape, classes: int) -> N
     Raises:
         ConfigError: it does not.
     """
-    with _taking(spec, shape):
+    with _taking(spec, shape, "train.augment"):
         _try(model, shape, classes)
 
 
+def refuse_one(model: "nn.Module", spec: Spec, shape: Shape, classes: int) -> None:
+    """See that `model` can learn from one image at a time: a BatchNorm that sees a single value a channel cannot.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    try:
+        _try(model, shape, classes, images=1)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.batch_size: {spec.name} cannot learn from parts of one image ({error}); "
+            "raise it, or use a smaller train.accumulate or fewer processes"
+        ) from None
+
+
 @contextlib.contextmanager
-def _taking(spec: Spec, shape: Shape) -> Iterator[None]:
+def _taking(spec: Spec, shape: Shape, what: str = "train.model") -> Iterator[None]:
     try:
         yield
     except ConfigError:
         raise
     except Exception as error:  # a library's net may raise anything on images that are too small
         name, size = f"{spec.name} {spec.options.get('arch', '')}".strip(), "x".join(map(str, shape))
-        raise ConfigError(f"train.model: {name} does not take images of {size}: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{what}: {name} does not take images of {size}: {' '.join(str(error).split())}") from None
 
 
-def _try(model: "nn.Module", shape: Shape, classes: int) -> None:
+def _try(model: "nn.Module", shape: Shape, classes: int, images: int = 2) -> None:
     """A forward without values, which draws nothing and changes nothing.
 
     Of two images, as BatchNorm refuses to train on one that has shrunk to a single pixel.
@@ -234,8 +249,8 @@ def _try(model: "nn.Module", shape: Shape, classes: int) -> None:
     from pipeline.learning.layers import on_meta
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        logits = on_meta(model)(torch.zeros(2, *shape, device="meta"))
-    if not isinstance(logits, torch.Tensor) or logits.shape != (2, classes):
+        logits = on_meta(model)(torch.zeros(images, *shape, device="meta"))
+    if not isinstance(logits, torch.Tensor) or logits.shape != (images, classes):
         raise ValueError(f"it does not give {classes} logits an image")
 
 

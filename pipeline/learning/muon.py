@@ -66,4 +66,6 @@ def _put(tensor: Tensor, matrix: Tensor) -> None:
     whole = matrix.view_as(tensor)
     if isinstance(tensor, DTensor):
         whole = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    elif whole.data_ptr() == tensor.data_ptr():  # its memory was shared, and is up to date
+        return
     tensor.copy_(whole)

@@ -36,7 +36,10 @@ def sgd(
     import torch
 
     groups = _groups(_trained(model), weight_decay, decay)
-    return (_resumable(torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **_kernels(groups))),)
+    optimizer = torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **_kernels(groups))
+    for parameter in _trained(model) if momentum else ():  # the fused kernel leaves it uninitialised if the first step overflows
+        optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
+    return (_resumable(optimizer),)
 
 
 def adam(

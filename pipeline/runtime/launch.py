@@ -83,6 +83,11 @@ def _asked_of_accelerate(command_line: Path) -> int | None:
     return None
 
 
+def speaks() -> bool:
+    """Whether this process, of those that make the same mistake, is the one to tell of it."""
+    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
 def prepare_process(run: RunConfig, launch: Launch) -> int:
     """Set what must be set before the first tensor; the number of CPU threads to compute with.
 

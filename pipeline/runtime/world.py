@@ -105,14 +105,14 @@ class World:
     def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int, *, batch_norm: str | int = "sync") -> nn.Module:
         """Place and parallelise `model`, for global batches of images of `shape`: the one place that chooses a strategy."""
         model = model.to(self.device, self.dtype)
-        if self._run.channels_last:
+        if self._run.channels_last and self.strategy != "fsdp":  # which shards contiguous parameters only
             model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
         model = strategies.normalise_over(model, batch_norm, self.size, self.device)
         self._averaged = strategies.batch_norms(model) if self.size > 1 and batch_norm != "sync" else []
         if self._run.compile != "no":
-            model.compile(backend=self._run.compile)
+            model.compile(backend=self._run.compile, dynamic=False)  # a program for each size; one for all takes minutes to find
         if self.strategy == "dp":
             return self._data_parallel(model, batch_norm)
         if self.strategy == "fsdp":

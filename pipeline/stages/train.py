@@ -171,6 +171,9 @@ def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: Wor
         index = global_index(len(images), min(WHITENING, len(images)), config.seed, 0)
         bare.whiten(images.batch(images.take(index), index).images.cpu())
     models.refuse_size(bare, config.model, recipe.batches(images, data, world).first_shape(), len(data.classes))
+    together = 1 if config.batch_norm == "sync" else world.size
+    if recipe.batch_size // (recipe.parts(world) * together) < 2:
+        models.refuse_one(bare, config.model, data.shape, len(data.classes))
     BEGINNINGS[config.init.name](bare, **config.init.options)
     freeze(bare, config.freeze)
     model = world.wrap(bare, data.shape, recipe.batch_size, batch_norm=config.batch_norm)

@@ -39,7 +39,7 @@ def crop(
     rows = shifts[:, :1] + torch.arange(height, device=images.device)  # [B, H]
     columns = shifts[:, 1:] + torch.arange(width, device=images.device)  # [B, W]
     if mode == "reflect":
-        rows, columns = _reflect(rows, height), _reflect(columns, width)
+        rows, columns = reflect(rows, height), reflect(columns, width)
     return _sampled(images, rows[:, :, None], columns[:, None, :])
 
 
@@ -121,7 +121,7 @@ def _sampled(images: "Tensor", rows: "Tensor", columns: "Tensor") -> "Tensor":
     return pixels * inside[:, None]
 
 
-def _reflect(positions: "Tensor", size: int) -> "Tensor":
+def reflect(positions: "Tensor", size: int) -> "Tensor":
     """Positions outside [0, size) mirrored at the edge pixels, which are not repeated."""
     last = max(size - 1, 1)
     return (last - (positions.remainder(2 * last) - last).abs()).clamp(max=size - 1)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
-from pipeline.errors import ConfigError
+from pipeline.data.augment.geometry import reflect
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,17 +22,14 @@ def shift(images: "Tensor", *, pixels: Annotated[int, Field(ge=1)] = 1) -> list[
     """As they are, moved up and left, and moved down and right, with reflected edges. [B, C, H, W] -> 3 of the same.
 
     K. Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, the section on multi-crop evaluation.
-
-    Raises:
-        ConfigError: the images are too small.
     """
-    from torch.nn import functional as F
+    import torch
 
-    height, width = images.shape[-2:]
-    if pixels >= min(height, width):
-        raise ConfigError(f"evaluate.views: a shift by {pixels} pixels leaves nothing of images of {height}x{width}; choose fewer pixels")
-    padded = F.pad(images, [pixels] * 4, mode="reflect")
-    return [images, padded[..., 2 * pixels :, 2 * pixels :], padded[..., :height, :width]]
+    def moved(by: int) -> "Tensor":
+        rows, columns = (reflect(torch.arange(side, device=images.device) + by, side) for side in images.shape[-2:])
+        return images.index_select(-2, rows).index_select(-1, columns)
+
+    return [images, moved(pixels), moved(-pixels)]
 
 
 def all_views(images: "Tensor", chosen: Sequence[View]) -> list["Tensor"]:
