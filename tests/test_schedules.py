@@ -257,5 +257,5 @@ def test_what_is_bound_can_be_called(table: dict[str, Any]) -> None:
 
 
 def test_the_tables_are_read_without_torch() -> None:
-    code = "import sys, pipeline.learning.optim as o; assert o.SCHEDULES and o.AVERAGES and 'torch' not in sys.modules"
+    code = "import sys, pipeline.learning.schedules as s; assert s.SCHEDULES and s.AVERAGES and 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)
