@@ -72,6 +72,14 @@ class Section(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     section: ClassVar[str]
     unseen: ClassVar[frozenset[str]] = frozenset()  # keys that say where, not what
+    lists: ClassVar[frozenset[str]] = frozenset()  # keys of which one value stands for a list of one
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_stands_for_a_list_of_one(cls, value: Any) -> Any:
+        if not isinstance(value, Mapping):
+            return value
+        return {k: (v,) if k in cls.lists and isinstance(v, str | int | float) else v for k, v in value.items()}
 
     def reasons(self) -> dict[str, Any]:
         values = self.model_dump(mode="json", exclude=set(self.unseen))
@@ -92,6 +100,7 @@ class DataConfig(Section):
 
 class TrainConfig(Section):
     section = "train"
+    lists = frozenset({"augment", "mix", "freeze", "mean", "std"})
 
     model: Spec = Spec(name="lenet5")
     init: Spec = Spec(name="default")  # how the weights begin: drawn, or those of an export, a run, an artifact, a file
@@ -120,17 +129,10 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1)  # validations without a better one, after which training ends
     seed: int = Field(0, ge=0, lt=2**32)
 
-    @model_validator(mode="before")
-    @classmethod
-    def _one_stands_for_a_list_of_one(cls, value: Any) -> Any:
-        if not isinstance(value, Mapping):
-            return value
-        lists = ("augment", "mix", "freeze", "mean", "std")
-        return {k: (v,) if k in lists and isinstance(v, str | int | float) else v for k, v in value.items()}
-
 
 class EvaluateConfig(Section):
     section = "evaluate"
+    lists = frozenset({"views"})
 
     min_accuracy: float = Field(0.0, ge=0, le=1)  # on the test split; below it the stage fails
     views: tuple[Spec, ...] = ()  # test-time augmentation: measured besides
@@ -146,6 +148,7 @@ class RunConfig(Section):
     """How and where, not what: nothing here may change a result, so nothing here is fingerprinted."""
 
     section = "run"
+    lists = frozenset({"trackers"})
 
     name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # the folder under `folder`
     folder: Path = Path("runs")

@@ -23,7 +23,11 @@ def last_loss(folder: Path) -> float:
 
 
 @pytest.mark.parametrize("processes", [2, 3])
-@pytest.mark.parametrize("kind", [SYNC, GROUPS], ids=["sync", "groups of 2"])
+@pytest.mark.parametrize(
+    "kind",
+    [SYNC, GROUPS, [*SYNC, "train.accumulate=2"], [*SYNC, "train.batch_size=all", "train.steps=2", "train.accumulate=3"]],
+    ids=["sync", "groups of 2", "sync in parts", "all images in parts"],
+)
 def test_over_the_batch_or_over_groups_the_number_of_processes_changes_nothing(
     run: Run, tmp_path: Path, kind: list[str], processes: int
 ) -> None:
@@ -86,6 +90,19 @@ def test_groups_are_torchs_batch_norm_on_each_group_by_itself() -> None:
         torch.testing.assert_close(result, model(part), rtol=1e-12, atol=1e-12)
     means = [model.get_buffer("1.running_mean") for model in plain]
     torch.testing.assert_close(grouped.get_buffer("1.running_mean"), (means[0] + means[1]) / 2, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", [4, "sync"])
+def test_an_activation_that_timm_hides_in_a_norm_stays(kind: str | int) -> None:
+    layers = pytest.importorskip("timm.layers")
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), layers.BatchNormAct2d(4)).double().eval()
+    before = model(images())
+    names = list(model.state_dict())
+    after = strategies.normalise_over(model, kind, 2, torch.device("cpu"))
+    assert torch.equal(after(images()), before)
+    assert (before >= 0).all(), "the activation is a ReLU"
+    assert list(after.state_dict()) == names
 
 
 def synchronised(rank: int) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import nn
 from pipeline.config import Spec
 from pipeline.errors import ConfigError
 from pipeline.learning.models import build
-from pipeline.learning.start import Beginning, beginning, freeze, train_mode, weights
+from pipeline.learning.start import Beginning, beginning, find, freeze, train_mode, weights
 
 LENET = Spec(name="lenet", options={"kernel": 3, "channels": [4, 8], "hidden": [16]})
 
@@ -72,7 +72,15 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
         weights(lenet(), path=path)
 
 
-@pytest.mark.parametrize("content", [b"", b"x" * 100])
+def test_of_a_run_the_weights_are_those_last_trained(tmp_path: Path) -> None:
+    (tmp_path / "train").mkdir()
+    (tmp_path / "export").mkdir()
+    for place in ("train/weights", "export/model"):
+        (tmp_path / f"{place}.safetensors").touch()
+    assert find(str(tmp_path)) == tmp_path / "train/weights.safetensors", "the export may be of an earlier training"
+
+
+@pytest.mark.parametrize("content", [b"", b"x" * 100, b"root:x:0:0:root:/root:/bin/bash"])
 @pytest.mark.parametrize("name", ["a.safetensors", "a.pth"])
 def test_a_broken_file_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     (tmp_path / name).write_bytes(content)

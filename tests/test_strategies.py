@@ -11,7 +11,7 @@ import torch
 from conftest import TINY, Run
 from processes import launch
 from safetensors.numpy import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from pipeline.errors import ConfigError
 from pipeline.runtime import strategies
@@ -113,10 +113,22 @@ def test_what_needs_several_processes_says_so(run: Run, strategy: str) -> None:
     assert f"run.strategy: {strategy} needs several processes; start with torchrun" in ended.output
 
 
-def test_large_parts_of_a_model_are_sharded_by_themselves() -> None:
-    small, large = nn.Linear(10, 10), nn.Linear(1000, 1000)
-    model = nn.Sequential(small, nn.Sequential(large, nn.Sequential(nn.ReLU(), nn.Linear(1000, 1001))))
-    assert list(strategies._large_parts(model)) == [large, model[1][1][1]]  # type: ignore[index]
+class LooksInto(nn.Module):
+    """Uses the weight of a layer that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(1001, 1001)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.layer.weight)
+
+
+def test_large_parts_that_are_called_are_sharded_by_themselves() -> None:
+    first, last, looks = nn.Linear(1000, 1000), nn.Linear(1000, 1001), LooksInto()
+    model = nn.Sequential(nn.Linear(10, 1000), first, nn.Sequential(nn.ReLU(), last), looks, nn.BatchNorm1d(1001))
+    assert strategies.large_parts(model, torch.zeros(1, 10)) == [first, last, looks]
+    assert model.training, "it is left as it was"
 
 
 @pytest.mark.parametrize(("fits", "parts"), [(64, 1), (63, 2), (20, 4), (1, 64)])
@@ -139,3 +151,10 @@ def test_not_even_one_image_that_fits_is_an_error() -> None:
 
     with pytest.raises(ConfigError, match="not even one image fits"):
         fewest_parts(attempt, 8, 1, lambda short: short)
+
+
+def test_when_one_optimizer_overflows_all_skip_the_step(run: Run, tmp_path: Path) -> None:
+    ended = run("train.optimizer=muon", "train.precision=fp16", "train.clip=1", "train.lr=0.01", until="train")
+    assert ended.code == 0, ended.output
+    weights = load_file(tmp_path / "runs/tiny/train/weights.safetensors")
+    assert all(np.isfinite(value).all() for value in weights.values())

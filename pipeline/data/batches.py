@@ -8,6 +8,7 @@ mixed with another of the global batch finds it by its number, whichever process
 
 import dataclasses
 import functools
+import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -30,6 +31,7 @@ class Batch:
     images: Tensor  # float [B, C, H, W], normalised
     labels: Tensor  # int64 [B], of the images themselves
     targets: Tensor  # what is to be learnt: the labels, or where images are mixed float [B, K]
+    parts: Sequence[slice] = (slice(None),)  # to be taken one after the other
 
 
 Augmentation = Callable[[Tensor, "Draws"], Tensor]  # uint8 [B, C, H, W] -> uint8 [B, C, h, w]
@@ -126,13 +128,18 @@ class TrainBatches(Dataset[Tensor]):
         seed: int,
         steps: int,
         classes: int,
+        parts: int = 1,
         augment: Sequence[Augmentation] = (),
         mix: Sequence[Mix] = (),
     ) -> None:
         self._images, self._device, self._dtype = images, world.device, world.dtype
         self._batch_size, self._seed, self._steps, self._classes = batch_size, seed, steps, classes
         self._augment, self._mix = augment, mix
-        self._own = np.arange(batch_size)[share(batch_size, world.rank, world.size)]
+        cut = [np.arange(batch_size)[share(batch_size, part, parts)] for part in range(parts)]
+        mine = [rows[share(len(rows), world.rank, world.size)] for rows in cut]  # of each part, so that all hold the same part at once
+        self._own = np.concatenate(mine)
+        ends = np.cumsum([len(rows) for rows in mine]).tolist()
+        self._parts = [slice(first, last) for first, last in itertools.pairwise([0, *ends])]
 
     def _rows(self, step: int) -> NDArray[np.int64]:
         """Of the global batch: this process's, followed by the partners to mix them with."""
@@ -164,7 +171,7 @@ class TrainBatches(Dataset[Tensor]):
     def _batch(self, step: int, taken: Tensor) -> Batch:
         index, rows = self.index(step), self._rows(step)
         if not (self._augment or self._mix):
-            return self._images.batch(taken, index)
+            return dataclasses.replace(self._images.batch(taken, index), parts=self._parts)
         draws = Draws(
             random(self._seed, step, AUGMENT),
             self._batch_size,
@@ -181,7 +188,8 @@ class TrainBatches(Dataset[Tensor]):
             return images
 
         batch = self._images.batch(taken, index, augmented)
-        return self._mixed(batch, dataclasses.replace(draws, rows=self._own)) if self._mix else batch
+        batch = self._mixed(batch, dataclasses.replace(draws, rows=self._own)) if self._mix else batch
+        return dataclasses.replace(batch, parts=self._parts)
 
     def _mixed(self, batch: Batch, draws: Draws) -> Batch:
         """Each image with its partner, by one of the mixes; the target shared out between their labels."""

@@ -17,7 +17,7 @@ from pipeline.runtime.trackers import fetch
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-WEIGHTS = ("export/model.safetensors", "model.safetensors", "train/weights.safetensors", "weights.safetensors")
+WEIGHTS = ("train/weights.safetensors", "weights.safetensors", "export/model.safetensors", "model.safetensors")
 
 
 def weights(model: "nn.Module", *, path: str = "", head: Literal["auto", "new"] = "auto") -> None:
@@ -110,11 +110,9 @@ def _read(file: Path) -> "dict[str, Tensor]":
         if file.suffix == ".safetensors":
             return load_file(file)
         found = torch.load(file, map_location="cpu", weights_only=True)  # runs no code
-    except (SafetensorError, RuntimeError, ValueError, EOFError, OSError, KeyError) as error:
+    except (SafetensorError, OSError) as error:
         raise ConfigError(f"train.init: {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    except Exception as error:
-        if type(error).__name__ != "UnpicklingError":
-            raise
+    except Exception:  # torch's reader raises anything on what it has not written
         raise ConfigError(f"train.init: {file} is no file of tensors alone; save the state dict of the model") from None
     found = found.get("state_dict", found) if isinstance(found, dict) else found
     if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):

@@ -12,6 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, Literal, Protocol, TypeVar
 
@@ -144,7 +145,8 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
 
 
 def _versions() -> dict[str, str]:
-    return {name: version(name) for name in ("torch", "accelerate", "numpy")} | {"host": socket.gethostname()}
+    installed = {name for name in ("torch", "torchvision", "timm", "accelerate", "numpy") if find_spec(name)}
+    return {name: version(name) for name in sorted(installed)} | {"host": socket.gethostname()}
 
 
 def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """How a model is spread over devices, and how its tensors are whole again: the same names under every strategy."""
 
+import functools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, cast
 
@@ -23,21 +24,37 @@ def bare(model: nn.Module) -> nn.Module:
     return model.module if isinstance(model, DataParallel | DistributedDataParallel) else model
 
 
-def shard(model: nn.Module, device: torch.device) -> nn.Module:
-    """`model` with its parameters cut over all processes (FSDP2), each large part gathered only while it is used."""
-    mesh = init_device_mesh(device.type, (dist.get_world_size(),))
-    for part in _large_parts(model):
+def shard(model: nn.Module, image: Tensor) -> nn.Module:
+    """`model` with its parameters cut over all processes (FSDP2), each large part gathered only while it is used.
+
+    `image` [1, C, H, W] shows which parts are called, and which are only looked into by another.
+    """
+    mesh = init_device_mesh(image.device.type, (dist.get_world_size(),))
+    for part in large_parts(model, image):
         fully_shard(part, mesh=mesh)
     fully_shard(model, mesh=mesh)
     return model
 
 
-def _large_parts(model: nn.Module) -> Iterator[nn.Module]:
-    """Those with `SHARD` parameters or more of which no part has as many; their forward is called as a whole."""
-    for part in model.children():
-        if sum(p.numel() for p in part.parameters()) >= SHARD:
-            inner = list(_large_parts(part))
-            yield from inner or ([part] if type(part) not in (nn.ModuleList, nn.ModuleDict) else [])
+def large_parts(model: nn.Module, image: Tensor) -> list[nn.Module]:
+    """Those that are called, with `SHARD` parameters or more, of which no part has as many."""
+    called: set[nn.Module] = set()
+    hooks = [part.register_forward_pre_hook(lambda part, _: called.add(part)) for part in model.modules()]
+    modes = {part: part.training for part in model.modules()}
+    with torch.no_grad():
+        model.eval()(image)
+    for part, training in modes.items():
+        part.training = training
+    for hook in hooks:
+        hook.remove()
+
+    def within(whole: nn.Module) -> Iterator[nn.Module]:
+        for part in whole.children():
+            if sum(p.numel() for p in part.parameters()) >= SHARD:
+                inner = list(within(part))
+                yield from inner or ([part] if part in called else [])
+
+    return list(within(model))
 
 
 def synchronise_when(last: bool, model: nn.Module) -> None:
@@ -89,9 +106,7 @@ def normalise_over(model: nn.Module, images: str | int, size: int, device: torch
     if isinstance(images, int):
         return _converted(model, GroupBatchNorm, images)
     if images == "sync" and size > 1:
-        if device.type == "cuda":
-            return cast(nn.Module, nn.SyncBatchNorm.convert_sync_batchnorm(model))  # type: ignore[no-untyped-call]
-        return _converted(model, SyncBatchNorm)
+        return _converted(model, nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm)
     return model
 
 
@@ -100,11 +115,21 @@ def _converted(model: nn.Module, kind: Callable[..., _BatchNorm], *arguments: An
         for name, norm in parent.named_children():
             if isinstance(norm, _BatchNorm):
                 ours = kind(*arguments, norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+                if type(norm).forward is not _BatchNorm.forward:  # timm's goes on with a dropout and an activation
+                    drop, activation = getattr(norm, "drop", None), getattr(norm, "act", None)
+                    if drop is None or activation is None:
+                        raise ConfigError(f"train.batch_norm: {type(norm).__name__} knows only local; use that")
+                    ours.register_forward_hook(functools.partial(_go_on, drop, activation))
                 ours.weight, ours.bias, ours.training = norm.weight, norm.bias, norm.training
                 ours.running_mean, ours.running_var = norm.running_mean, norm.running_var
                 ours.num_batches_tracked = norm.num_batches_tracked
                 setattr(parent, name, ours)
     return model
+
+
+def _go_on(drop: nn.Module, activation: nn.Module, norm: nn.Module, _: Any, normalised: Tensor) -> Tensor:
+    activated: Tensor = activation.train(norm.training)(drop.train(norm.training)(normalised))
+    return activated
 
 
 class SyncBatchNorm(_BatchNorm):

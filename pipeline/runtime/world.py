@@ -10,7 +10,7 @@ import hashlib
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -70,6 +70,12 @@ class World:
         if self._accelerator.distributed_type not in ("NO", "MULTI_CPU", "MULTI_GPU"):
             kind = self._accelerator.distributed_type.value
             raise ConfigError(f"accelerate is configured for {kind}, which is not offered; run `accelerate config` for DDP")
+        if self.device.type == "cuda" and launch.local_size > torch.cuda.device_count():
+            raise ConfigError(
+                f"{launch.local_size} processes were started on a machine with {torch.cuda.device_count()} GPUs; start one each"
+            )
+        if self.device.type == "mps" and precision == "fp64":
+            raise ConfigError("train.precision: this GPU has no float64; use run.device=cpu")
         if self.size != launch.size:
             raise ConfigError(f"{launch.size} processes were launched, but {self.size} came together")
 
@@ -116,7 +122,7 @@ class World:
         if self.strategy == "dp":
             return self._data_parallel(model, batch_norm)
         if self.strategy == "fsdp":
-            return strategies.shard(model, self.device)
+            return strategies.shard(model, torch.zeros(1, *shape, dtype=self.dtype, device=self.device))
         images = batch_norm if isinstance(batch_norm, int) else 2  # a pass has to have
         return self._distributed(model, shape, images) if self.strategy == "ddp" else model
 
@@ -125,6 +131,8 @@ class World:
         if len(wrapped.device_ids) > 1:
             if self._run.compile != "no":
                 raise ConfigError("run.compile: DataParallel's replicas cannot be compiled; use run.strategy=ddp")
+            if self._precision in AUTOCAST:
+                raise ConfigError(f"train.precision: DataParallel's replicas do not know of {self._precision}; use run.strategy=ddp")
             if batch_norm != "local" and strategies.batch_norms(model):
                 raise ConfigError("train.batch_norm: DataParallel's replicas know only local; use that, or run.strategy=ddp")
         return wrapped
@@ -182,6 +190,8 @@ class World:
 
     def fits(self, tensors: list[Tensor]) -> bool:
         """Whether they take less than half of the memory that is free on the device."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()  # what an earlier stage has left counts as taken
         return self.device.type != "cuda" or 2 * sum(t.nbytes for t in tensors) < torch.cuda.mem_get_info(self.device)[0]
 
     def to_device(self, tensor: Tensor) -> Tensor:
@@ -215,11 +225,16 @@ class World:
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def agree_on_overflow(self, scaler: GradScaler, optimizer: torch.optim.Optimizer) -> None:
-        """A shard that overflowed is one that all skip."""
-        if self.strategy == "fsdp" and scaler.is_enabled():
-            for found in scaler._found_inf_per_device(optimizer).values():
-                dist.all_reduce(found, dist.ReduceOp.MAX)
+    def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None:
+        """A step in which one optimizer, or one process's shard, has overflowed is one that all skip."""
+        if not scaler.is_enabled():
+            return
+        found = [each for optimizer in optimizers for each in scaler._found_inf_per_device(optimizer).values()]
+        any_found = torch.stack(found).amax()
+        if self.strategy == "fsdp":
+            dist.all_reduce(any_found, dist.ReduceOp.MAX)
+        for each in found:
+            each.copy_(any_found)
 
     def average_statistics(self) -> None:
         """Make BatchNorm's running statistics the mean over processes, where each has normalised by its own."""

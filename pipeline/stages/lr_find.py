@@ -38,11 +38,11 @@ def lr_find(config: TrainConfig, data: PreparedData, _: Beginning, space: Worksp
     rates: list[float] = []
     losses: list[float] = []
     progress = Progress("lr-find", first=0, total=STEPS, unit="step")
-    for step, batch in enumerate(recipe.batches(images, data, world).steps(0, STEPS, space.config.run.workers)):
+    for step, batch in enumerate(recipe.batches(images, data, world, parts).steps(0, STEPS, space.config.run.workers)):
         if world.stopping():
             raise Stopped("stopped while looking for a rate; the same command starts again")
         rates.append(range_test_rate(step, STEPS, LOW, HIGH))
-        update(state, batch, recipe, rates[-1], parts, world)
+        update(state, batch, recipe, rates[-1], world)
         losses.append(Tally(world.sum(state.tally.sums)).means()["loss"])
         state.tally.sums.zero_()
         progress.step()

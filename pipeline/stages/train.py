@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
 from pipeline.data.augment import AUGMENTATIONS, MIXES
-from pipeline.data.batches import Batch, Images, TrainBatches, global_index, share
+from pipeline.data.batches import Batch, Images, TrainBatches, global_index
 from pipeline.errors import ConfigError, DataError, Stopped
 from pipeline.learning import models
 from pipeline.learning import state as checkpoints
@@ -41,7 +41,7 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
     recipe = Recipe.of(config, data)
     images, held_out = (Images(data.open(split), world, *normalisation(config, data)) for split in ("train", "validation"))
     state, parts = initial_state(recipe, data, images, world)
-    batches = recipe.batches(images, data, world)
+    batches = recipe.batches(images, data, world, parts)
     restored = checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size)
     if world.any(world.agree(restored) != restored):
         raise DataError(f"the processes see different checkpoints in {space.dir}; all nodes must see the same run.artifacts folder")
@@ -54,7 +54,7 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
     with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record:
         for batch in batches.steps(state.step, recipe.steps, run.workers):
             lr = recipe.lr(state)
-            update(state, batch, recipe, lr, parts, world)
+            update(state, batch, recipe, lr, world)
             record.step()
             if due(state.step, run.log_every, recipe.steps):
                 record.training(lr)
@@ -71,7 +71,7 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
     return finish(state, recipe, data, space)
 
 
-def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, parts: int, world: World) -> None:
+def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: World) -> None:
     """One optimizer step on one global batch; advances `state.step`.
 
     The gradient is that of the mean over the global batch, whatever the number of processes and
@@ -80,9 +80,8 @@ def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, parts: 
     world.seed(recipe.config.seed, state.step)
     for group in state.groups:
         group["lr"] = lr * group["factor"]
-    for part in range(parts):
-        rows = share(len(batch.labels), part, parts)
-        with world.micro_batch(state.model, last=part == parts - 1):
+    for rows in batch.parts:
+        with world.micro_batch(state.model, last=rows is batch.parts[-1]):
             logits = world.forward(state.model, batch.images[rows])
             losses = recipe.loss(logits, batch.targets[rows])
             world.backward(state.scaler.scale(losses.sum() * (world.size / recipe.batch_size)))
@@ -90,7 +89,7 @@ def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, parts: 
     world.average_statistics()
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
-        world.agree_on_overflow(state.scaler, optimizer)
+    world.agree_on_overflow(state.scaler, state.optimizers)
     if recipe.config.clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
     for optimizer in state.optimizers:
@@ -130,11 +129,12 @@ class Recipe:
             share=functools.partial(AVERAGES[average.name], **average.options) if average else lambda moment: None,
         )
 
-    def batches(self, images: Images, data: PreparedData, world: World) -> TrainBatches:
+    def batches(self, images: Images, data: PreparedData, world: World, parts: int = 1) -> TrainBatches:
         return TrainBatches(
             images,
             world,
             batch_size=self.batch_size,
+            parts=parts,
             seed=self.config.seed,
             steps=self.steps,
             classes=len(data.classes),
@@ -152,9 +152,8 @@ class Recipe:
         return patience_lost(history, self.config.metric, self.config.patience)
 
     def parts(self, world: World) -> int:
-        """Into how many a process cuts its share of a batch."""
-        alone = -(-self.batch_size // (world.size * PART)) if self.config.batch_size == "all" else 1
-        parts = self.config.accumulate or alone
+        """Into how many the global batch is cut, one after the other; not for the number of processes to change."""
+        parts = self.config.accumulate or (-(-self.batch_size // PART) if self.config.batch_size == "all" else 1)
         if self.batch_size < parts * world.size:
             raise ConfigError(
                 f"train.accumulate: {self.batch_size} images cannot be cut into {parts} parts for each of {world.size} processes"
@@ -163,7 +162,7 @@ class Recipe:
 
 
 def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: World) -> tuple[TrainState, int]:
-    """The state before the first step, the same on every process; and into how many parts a process cuts its share of a batch."""
+    """The state before the first step, the same on every process; and into how many parts a batch is cut."""
     config = recipe.config
     torch.manual_seed(config.seed)
     bare = models.build(config.model, data.shape, len(data.classes))
