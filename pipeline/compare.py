@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import yaml
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-WHERE = ("run.name", "run.folder")  # differs without being a difference
 WIDE = 30  # characters of a value, beyond which it gets a line of its own
 MEASURES = {
     "steps": ("steps", ",.0f"),
@@ -112,7 +110,7 @@ def read(folder: Path) -> Experiment:
         runs = {int(run.settings["train.seed"]): run for run in found}
         return Experiment(name, dict(sorted(runs.items())), True, [f"{path} is left out: {why}" for path, why in unfinished.items()])
     if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"{folder} is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME/seed-K")
+        raise ConfigError(f"{folder} is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME-seeds")
     if why := _unfinished(folder):
         raise ConfigError(f"{folder}: {why}; `pipeline run` with its configuration finishes it")
     run = _run(folder)
@@ -121,20 +119,28 @@ def read(folder: Path) -> Experiment:
 
 def _unfinished(folder: Path) -> str:
     """Why the run in `folder` cannot be compared; empty if it can."""
-    state = (files.read_json(folder / "status.json") or {}).get("state", "unknown")
-    if state != "done":
-        return f"not finished, it is {state}"
     made = (files.read_json(folder / "summary.json") or {}).get("fingerprints", {})
     if not made or any(not (folder / stage / files.MANIFEST).is_file() for stage in made):
-        return "not finished, there is no result yet"
+        state = (files.read_json(folder / "status.json") or {}).get("state", "unknown")
+        return f"not finished, it is {state} and there is no result yet"
     if any((folder / stage).resolve().name != fingerprint for stage, fingerprint in made.items()):
         return "not finished, its result is that of an earlier configuration"
     return ""
 
 
 def _run(folder: Path) -> Run:
-    settings = _flat(yaml.safe_load((folder / "config.yaml").read_text()))
-    return Run(folder, settings, files.read_json(folder / "summary.json"), journal.read(folder / "metrics.jsonl"))
+    return Run(folder, _settled(folder), files.read_json(folder / "summary.json"), journal.read(folder / "metrics.jsonl"))
+
+
+def _settled(folder: Path) -> dict[str, str]:
+    """What the artifacts of a run were made from, whatever was asked for since."""
+    tree: dict[str, dict[str, Any]] = {}
+    for stage in ("prepare", "train", "evaluate", "export"):
+        for name, value in files.read_json(folder / stage / files.MANIFEST)["reasons"].items():
+            section, dot, key = name.partition(".")
+            if dot:
+                tree.setdefault(section, {})[key] = value
+    return _flat(tree)
 
 
 def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
@@ -155,7 +161,7 @@ def _settings(experiments: Sequence[Experiment]) -> str:
     names = [experiment.name for experiment in experiments]
     keys = dict.fromkeys(key for experiment in experiments for run in experiment.runs.values() for key in run.settings)
     rows, long = [["", *names]], []
-    for key in (key for key in keys if key not in WHERE):
+    for key in keys:
         values = [", ".join(dict.fromkeys(run.settings.get(key, "none") for run in e.runs.values())) for e in experiments]
         if len(set(values)) > 1 and max(map(len, values)) <= WIDE:
             rows.append([key, *values])

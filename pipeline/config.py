@@ -191,7 +191,7 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     tree = _read(path) if path else {}
     if path and "name" not in (tree.get("run") or {}):
         tree["run"] = {**(tree.get("run") or {}), "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)}
-    for override in overrides:
+    for override in sorted(overrides, key=lambda word: word.partition("=")[0].count(".")):  # a choice before its options
         _apply(tree, override)
     try:
         return Config.model_validate(tree)
@@ -241,6 +241,8 @@ def _read(path: Path) -> dict[str, Any]:
 def _apply(tree: dict[str, Any], override: str) -> None:
     dotted, equals, text = override.partition("=")
     *sections, key = dotted.split(".")
+    if not equals and override.endswith((".yaml", ".yml")):
+        raise ConfigError(f"{override!r}: the configuration file goes first, and there is one")
     if not equals or not sections or not all((*sections, key)):
         raise ConfigError(f"{override!r} is neither a configuration file nor section.key=value")
     node = tree

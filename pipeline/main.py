@@ -68,6 +68,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 
 def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
     until = {"run": "export", "model": "prepare"}.get(options.command, options.command)
+    if options.command in ("model", "lr-find"):  # which leave a run of the same name alone
+        config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-{options.command}"})})
     summary = make(config, until, options.force, process)
     if options.command == "model":
         say(_described(config))
@@ -83,9 +85,12 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
 def _described(config: Config) -> str:
     from pipeline.learning.layers import describe
     from pipeline.learning.models import build
+    from pipeline.learning.start import freeze
 
     data = prepared(config)
-    return describe(build(config.train.model, data.shape, len(data.classes)), data.shape)
+    model = build(config.train.model, data.shape, len(data.classes))
+    freeze(model, config.train.freeze)
+    return describe(model, data.shape)
 
 
 def _status(config: Config) -> int:

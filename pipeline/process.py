@@ -96,7 +96,7 @@ def outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, PipelineError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
-        return 130, "interrupted; the same command goes on from the last checkpoint"
+        return 130, "interrupted; the same command goes on"
     if isinstance(error, OSError):  # the disk, the network: the user's to mend
         return 1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
     return 1, f"{type(error).__name__}: {error}"

@@ -1,11 +1,12 @@
 """Several seeds of one experiment: where each is run, and what they say together.
 
-runs/<name>/seed-<k>/     an ordinary run folder for each
-runs/<name>/seeds.json    each seed's results, and their mean, standard deviation and interval
+runs/<name>-seeds/seed-<k>/     an ordinary run folder for each
+runs/<name>-seeds/seeds.json    each seed's results, and their mean, standard deviation and interval
 """
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
@@ -42,11 +43,15 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """The same experiment with another `train.seed`, in a run folder of its own below that of `config`."""
-    where = {"folder": config.run.folder / config.run.name, "name": f"seed-{seed}"}
+    """The same experiment with another `train.seed`, in a run folder of its own."""
+    where = {"folder": _together(config), "name": f"seed-{seed}"}
     return config.model_copy(
         update={"train": config.train.model_copy(update={"seed": seed}), "run": config.run.model_copy(update=where)},
     )
+
+
+def _together(config: Config) -> Path:
+    return config.run.folder / f"{config.run.name}-seeds"  # beside a run of the same name, not in its place
 
 
 def _conclude(config: Config, summaries: Mapping[int, Mapping[str, Any]], failures: Mapping[int, str]) -> str:
@@ -59,7 +64,7 @@ def _conclude(config: Config, summaries: Mapping[int, Mapping[str, Any]], failur
     results = [{"seed": seed, **{name: summary[name] for name in MEASURES}} for seed, summary in summaries.items()]
     failed = [{"seed": seed, "message": message} for seed, message in failures.items()]
     together = {name: dataclasses.asdict(found) for name, found in spreads.items()}
-    place = config.run.folder / config.run.name / "seeds.json"
+    place = _together(config) / "seeds.json"
     files.write_json(place, {"name": config.run.name, "seeds": results, "failed": failed, **together})
     return "\n".join(
         [

@@ -67,5 +67,7 @@ def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]
         words = [word for word in words if not word.startswith(("train.lr=", "run.name="))]
         lines.append(f"  or: {shlex.join([program, 'run', *words, f'train.lr={config.train.lr / 2:g}', f'run.name={config.run.name}-2'])}")
     else:
+        found = files.read_json(folder / "lr_find" / "lr_find.json") if until == "lr-find" else None
+        words += [f"train.lr={found['suggestion']:.2g}"] if isinstance(found, dict) else []
         lines.append(f"next: {shlex.join([program, 'run', *words])}")
     return "\n".join(lines)

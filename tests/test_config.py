@@ -47,6 +47,7 @@ MISTAKES = {
     "train.metric=acuracy": "train.metric: no choice 'acuracy'; did you mean 'accuracy'?",
     "evaluate.views=[miror]": "evaluate.views.0: no 'miror'; did you mean 'mirror'?",
     "run.compile=yes": "run.compile: no choice 'yes'; choose from no, inductor, aot_eager",
+    "mine.yaml": "'mine.yaml': the configuration file goes first, and there is one",
     "lr=3": "'lr=3' is neither a configuration file nor section.key=value",
     "train.=3": "'train.=3' is neither a configuration file nor section.key=value",
 }
@@ -70,6 +71,10 @@ def test_a_run_is_named_after_its_file_unless_it_says_otherwise(tmp_path: Path) 
     (tmp_path / "mine.yaml").write_text("run: {log_every: 7}\n")
     assert load(tmp_path / "mine.yaml").run.name == "mine"
     assert load(tmp_path / "mine.yaml", ["run.name=other"]).run.name == "other"
+
+
+def test_a_choice_and_its_options_come_in_any_order() -> None:
+    assert load(None, ["train.model.width=32", "train.model=resnet18"]).train.model == Spec(name="resnet18", options={"width": 32})
 
 
 def test_an_option_is_added_to_the_default_choice() -> None:

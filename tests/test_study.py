@@ -57,11 +57,11 @@ def metrics(run: Path) -> dict[str, Any]:
 
 
 def results(folder: Path, name: str = "tiny") -> dict[str, Any]:
-    return dict(json.loads((folder / "runs" / name / "seeds.json").read_text()))
+    return dict(json.loads((folder / "runs" / f"{name}-seeds" / "seeds.json").read_text()))
 
 
 def test_predictions_are_those_of_the_exported_model_in_the_order_of_the_split(studied: Path) -> None:
-    run = studied / f"runs/tiny/seed-{FIRST}"
+    run = studied / f"runs/tiny-seeds/seed-{FIRST}"
     kept = load_file(run / "evaluate/predictions.safetensors")
     assert len(kept) == 6
     for split in ("validation", "test"):
@@ -78,7 +78,7 @@ def test_predictions_of_several_processes_are_those_of_one(studied: Path, tmp_pa
     shutil.copytree(studied / "artifacts", tmp_path / "artifacts", ignore=shutil.ignore_patterns("evaluate"))
     ended = launch(tmp_path, ["evaluate", *WORDS, f"train.seed={FIRST}", f"run.eval_batch_size={batch}"], processes=2)
     assert "train: fresh" in ended.output
-    one = load_file(studied / f"runs/tiny/seed-{FIRST}/evaluate/predictions.safetensors")
+    one = load_file(studied / f"runs/tiny-seeds/seed-{FIRST}/evaluate/predictions.safetensors")
     two = load_file(tmp_path / "runs/tiny/evaluate/predictions.safetensors")
     for name in one:
         assert one[name].dtype == two[name].dtype
@@ -87,7 +87,7 @@ def test_predictions_of_several_processes_are_those_of_one(studied: Path, tmp_pa
 
 def test_views_are_measured_besides_and_change_nothing_else(studied: Path) -> None:
     ended = launch(studied, ["evaluate", *WORDS, f"train.seed={FIRST}", "evaluate.views=[mirror]", "run.name=views"])
-    run = studied / f"runs/tiny/seed-{FIRST}"
+    run = studied / f"runs/tiny-seeds/seed-{FIRST}"
     plain, found = metrics(run), metrics(studied / "runs/views")
     assert {name: found[name] for name in plain} == plain
     images, labels = images_and_labels(run, "test")
@@ -103,7 +103,7 @@ def test_views_are_measured_besides_and_change_nothing_else(studied: Path) -> No
 
 
 def test_a_validation_in_training_has_the_scores_of_the_evaluation(studied: Path) -> None:
-    run = studied / f"runs/tiny/seed-{FIRST}"
+    run = studied / f"runs/tiny-seeds/seed-{FIRST}"
     last = json.loads((run / "metrics.jsonl").read_text().splitlines()[-1])
     for name in ("loss", "accuracy", "top5", "balanced_accuracy", "macro_f1"):
         assert last[f"validation/{name}"] == metrics(run)["validation"][name]
@@ -111,7 +111,7 @@ def test_a_validation_in_training_has_the_scores_of_the_evaluation(studied: Path
 
 def test_a_seed_after_another_is_an_ordinary_run(studied: Path, tmp_path: Path) -> None:
     assert launch(tmp_path, ["evaluate", *WORDS, f"train.seed={FIRST + 1}"]).code == 0
-    folders = studied / f"runs/tiny/seed-{FIRST + 1}", tmp_path / "runs/tiny"
+    folders = studied / f"runs/tiny-seeds/seed-{FIRST + 1}", tmp_path / "runs/tiny"
     for stage, name in (("train", "weights.safetensors"), ("train", "metrics.jsonl"), ("evaluate", "predictions.safetensors")):
         one, two = (json.loads((folder / stage / "manifest.json").read_text()) for folder in folders)
         assert one["reasons"] == two["reasons"]
@@ -136,14 +136,14 @@ def test_seeds_again_find_all_fresh(studied: Path) -> None:
 
 
 def test_seeds_that_are_stopped_go_on(studied: Path, tmp_path: Path) -> None:
-    second = [(studied / f"runs/tiny/seed-{FIRST + 1}" / stage).resolve().name for stage in ("train", "evaluate", "export")]
+    second = [(studied / f"runs/tiny-seeds/seed-{FIRST + 1}" / stage).resolve().name for stage in ("train", "evaluate", "export")]
     shutil.copytree(studied / "artifacts", tmp_path / "artifacts", ignore=shutil.ignore_patterns(*second))
     words = ["seeds", "3", *TINY, "train.select=last", f"train.seed={FIRST}"]
     stopped = launch(tmp_path, words, processes=2, stop_at=5)
     assert stopped.code == 75, stopped.output
-    states = [json.loads((tmp_path / f"runs/tiny/seed-{seed}/status.json").read_text())["state"] for seed in (FIRST, FIRST + 1)]
+    states = [json.loads((tmp_path / f"runs/tiny-seeds/seed-{seed}/status.json").read_text())["state"] for seed in (FIRST, FIRST + 1)]
     assert states == ["done", "stopped"]
-    assert not (tmp_path / f"runs/tiny/seed-{FIRST + 2}").exists()
+    assert not (tmp_path / f"runs/tiny-seeds/seed-{FIRST + 2}").exists()
     words[1] = "2"
     ended = launch(tmp_path, words, processes=2)
     assert ended.code == 0, ended.output
@@ -161,7 +161,7 @@ def test_a_seed_that_fails_is_named_and_the_others_still_run(studied: Path) -> N
     assert f"seed {FIRST} failed: test accuracy {scores[FIRST]:.4f} is below" in ended.output.splitlines()[-2]
     found = results(studied, "strict")
     assert ([seed["seed"] for seed in found["seeds"]], [seed["seed"] for seed in found["failed"]]) == ([FIRST + 1], [FIRST])
-    assert json.loads((studied / f"runs/strict/seed-{FIRST}/status.json").read_text())["exit_code"] == 4
+    assert json.loads((studied / f"runs/strict-seeds/seed-{FIRST}/status.json").read_text())["exit_code"] == 4
 
 
 def test_what_would_befall_each_seed_ends_them_all(tmp_path: Path) -> None:
@@ -226,7 +226,7 @@ def test_seeds_that_differ_by_the_same_are_no_chance(second: Sequence[float], p:
 
 
 def test_runs_are_compared_by_what_differs_and_image_by_image(studied: Path) -> None:
-    names = [f"runs/{name}/seed-{FIRST}" for name in ("tiny", "slow")]
+    names = [f"runs/{name}-seeds/seed-{FIRST}" for name in ("tiny", "slow")]
     ended = launch(studied, ["compare", *names, "--out", "pictures/two.png"])
     assert ended.code == 0, ended.output
     differences = ended.output[: ended.output.index("results")].splitlines()[2:]
@@ -248,11 +248,11 @@ def test_runs_are_compared_by_what_differs_and_image_by_image(studied: Path) -> 
 
 def test_folders_of_seeds_are_compared_by_their_common_seeds(studied: Path) -> None:
     assert launch(studied, ["seeds", "1", *WORDS, f"train.seed={FIRST}", "run.name=one"]).code == 0
-    ended = launch(studied, ["compare", "runs/tiny", "runs/slow", "runs/one"])
+    ended = launch(studied, ["compare", "runs/tiny-seeds", "runs/slow-seeds", "runs/one-seeds"])
     assert ended.code == 0, ended.output
     scores = [[seed["test_accuracy"] for seed in results(studied, name)["seeds"]] for name in ("tiny", "slow")]
-    assert f"runs/slow: {paired_t(*scores)} (paired t-test over 2 common seeds)" in ended.output
-    assert "runs/one: no paired test is possible: it takes two common seeds or more, and there are 1" in ended.output
+    assert f"runs/slow-seeds: {paired_t(*scores)} (paired t-test over 2 common seeds)" in ended.output
+    assert "runs/one-seeds: no paired test is possible: it takes two common seeds or more, and there are 1" in ended.output
     assert re.search(rf"train.seed +{FIRST}, {FIRST + 1} +{FIRST}, {FIRST + 1} +{FIRST}$", ended.output, re.MULTILINE)
     assert f"{np.mean(scores[0]):.4f} ± {np.std(scores[0], ddof=1):.4f}" in ended.output
     assert (studied / "comparison.png").is_file()
@@ -260,13 +260,13 @@ def test_folders_of_seeds_are_compared_by_their_common_seeds(studied: Path) -> N
 
 def test_other_test_images_allow_no_paired_test_but_all_the_rest(studied: Path) -> None:
     launch(studied, ["prepare", *WORDS, "data.source.test=50", "run.name=other"])
-    for kept in (studied / f"runs/tiny/seed-{FIRST}").iterdir():  # as if the rest had been made of these images
+    for kept in (studied / f"runs/tiny-seeds/seed-{FIRST}").iterdir():  # as if the rest had been made of these images
         if kept.name not in ("prepare", "config.yaml", "status.json", "summary.json"):
             (studied / "runs/other" / kept.name).symlink_to(kept)
-    summary = json.loads((studied / f"runs/tiny/seed-{FIRST}/summary.json").read_text())
+    summary = json.loads((studied / f"runs/tiny-seeds/seed-{FIRST}/summary.json").read_text())
     summary["fingerprints"]["prepare"] = (studied / "runs/other/prepare").resolve().name
     (studied / "runs/other/summary.json").write_text(json.dumps(summary))
-    ended = launch(studied, ["compare", f"runs/tiny/seed-{FIRST}", "runs/other"])
+    ended = launch(studied, ["compare", f"runs/tiny-seeds/seed-{FIRST}", "runs/other"])
     assert ended.code == 0, ended.output
     assert "accuracy" in ended.output
     assert "runs/other: tested on other images, so that no paired test is possible" in ended.output
@@ -281,7 +281,7 @@ def test_what_cannot_be_compared_is_said_in_one_line(studied: Path, monkeypatch:
     for folder, told in {
         "runs": "runs is not the folder of a run, nor one of seeds",
         "nowhere": "nowhere is not the folder of a run",
-        "runs/half": "runs/half: not finished, there is no result yet",
+        "runs/half": "runs/half: not finished, it is done and there is no result yet",
         "runs/changed": "runs/changed: not finished, its result is that of an earlier configuration",
     }.items():
         with pytest.raises(ConfigError, match=told):
@@ -291,9 +291,10 @@ def test_what_cannot_be_compared_is_said_in_one_line(studied: Path, monkeypatch:
 
 
 def test_a_seed_that_is_not_finished_is_left_out_by_name(studied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shutil.copytree(studied / "runs/slow", studied / "runs/broken", symlinks=True)
-    (studied / f"runs/broken/seed-{FIRST}/status.json").write_text('{"state": "stopped"}')
+    shutil.copytree(studied / "runs/slow-seeds", studied / "runs/broken-seeds", symlinks=True)
+    (studied / f"runs/broken-seeds/seed-{FIRST}/status.json").write_text('{"state": "stopped"}')
+    (studied / f"runs/broken-seeds/seed-{FIRST}/summary.json").unlink()
     monkeypatch.chdir(studied)
-    found = read(Path("runs/broken"))
+    found = read(Path("runs/broken-seeds"))
     assert list(found.runs) == [FIRST + 1]
-    assert found.left_out == [f"runs/broken/seed-{FIRST} is left out: not finished, it is stopped"]
+    assert found.left_out == [f"runs/broken-seeds/seed-{FIRST} is left out: not finished, it is stopped and there is no result yet"]

@@ -151,7 +151,7 @@ def timm(shape: Shape, classes: int, *, arch: str = "resnet18", drop_rate: Dropo
     try:
         import timm as library
     except ModuleNotFoundError:
-        raise ConfigError("train.model: timm is not installed; pip install 'pipeline[timm]'") from None
+        raise ConfigError("train.model: timm is not installed; run ./setup timm") from None
     _check_arch(arch, library.list_models(), "timm")
     options: dict[str, Any] = {k: v for k, v in {"drop_rate": drop_rate, "drop_path_rate": drop_path_rate}.items() if v}
     published = library.get_pretrained_cfg(arch)

@@ -94,7 +94,7 @@ def lion(
     try:
         from timm.optim.lion import Lion
     except ImportError:
-        raise ConfigError("train.optimizer: lion is timm's, which is not installed; pip install 'pipeline[timm]'") from None
+        raise ConfigError("train.optimizer: lion is timm's, which is not installed; run ./setup timm") from None
     return (_resumable(Lion(_groups(_trained(model), weight_decay, decay), betas=(beta1, beta2), foreach=True)),)
 
 

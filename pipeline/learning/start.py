@@ -47,7 +47,7 @@ def weights(model: "nn.Module", *, path: str = "", head: Literal["auto", "new"] 
             what = "no" if value is None else f"{list(value.shape)} for the {list(target.shape)} of"
             raise ConfigError(f"train.init: {path} has {what} {name}; choose the train.model that it was made with")
     model.load_state_dict({name: value for name, value in kept.items() if name not in fresh}, strict=False)
-    say(f"train: begins with {path}" + (f", but for a new {last}" if fresh else ""))
+    say(f"train: begins with {path}" + (f", but for a new last layer ({last})" if fresh else ""))
 
 
 BEGINNINGS: dict[str, Callable[..., None]] = {**INITS, "weights": weights}
@@ -55,7 +55,7 @@ BEGINNINGS: dict[str, Callable[..., None]] = {**INITS, "weights": weights}
 
 def beginning(spec: Spec) -> Spec:
     """`train.init` as it is written in full: a name that is none of the table is a place."""
-    is_place = spec.name not in BEGINNINGS and ("/" in spec.name or ":" in spec.name or Path(spec.name).exists())
+    is_place = spec.name not in BEGINNINGS and (re.search(r"[/:]|\.(safetensors|pth?)$", spec.name) or Path(spec.name).exists())
     return Spec(name="weights", options={"path": spec.name, **spec.options}) if is_place else spec
 
 

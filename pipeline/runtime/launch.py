@@ -125,6 +125,10 @@ class StopFlag:
     def __bool__(self) -> bool:
         return self.signal is not None or time.monotonic() > self._deadline
 
+    @property
+    def why(self) -> str:
+        return "" if self.signal is not None or not self else " by run.time_limit"
+
     def interrupted(self, when: str) -> Interrupted:
         """To be raised where there is nothing to keep: 130 after Ctrl-C, 143 after any other signal."""
         return Interrupted(f"stopped {when}; run the same command again", 130 if self.signal is signal.SIGINT else 143)

@@ -65,7 +65,9 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
             if stopping or due(state.step, run.checkpoint_every, recipe.steps):
                 record.save(run.keep)
             if stopping:
-                raise Stopped(f"stopped after step {state.step} of {recipe.steps}, with a checkpoint; the same command goes on")
+                raise Stopped(
+                    f"stopped{space.stop.why} after step {state.step} of {recipe.steps}, with a checkpoint; the same command goes on"
+                )
             if recipe.has_ended(state.history):
                 break
     return finish(state, recipe, data, space)
@@ -117,6 +119,11 @@ class Recipe:
     def of(cls, config: TrainConfig, data: PreparedData) -> "Recipe":
         images = data.counts["train"]
         batch_size = images if config.batch_size == "all" else config.batch_size
+        if batch_size > images:
+            raise ConfigError(f"train.batch_size: {batch_size} is more than the {images} training images; use all")
+        if not data.counts["validation"] and (config.patience or config.schedule.name == "plateau"):
+            what = "train.patience" if config.patience else "train.schedule: plateau"
+            raise ConfigError(f"{what} looks at the validation split, which is empty; raise data.validation")
         average = config.average
         return cls(
             config,
