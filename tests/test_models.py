@@ -271,7 +271,7 @@ def test_timms_models_take_small_images(shape: tuple[int, int, int], arch: str) 
 
 def test_without_timm_it_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "timm", None)
-    with pytest.raises(ConfigError, match=r"train\.model: timm is not installed; pip install 'pipeline\[timm\]'"):
+    with pytest.raises(ConfigError, match=r"train\.model: timm is not installed; run ./setup timm"):
         on_meta("timm", COLOUR)
 
 
