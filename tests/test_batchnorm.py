@@ -64,6 +64,7 @@ def test_one_image_that_has_no_variance_is_refused(run: Run, words: list[str], p
     assert "train.batch_size: resnet18 cannot learn from parts of one image" in ended.output
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("kind", ["sync", "local", "2"])
 def test_stopped_and_gone_on_equals_undisturbed_on_two_processes(run: Run, tmp_path: Path, kind: str) -> None:
     words = [*NET, "train.epochs=2", f"train.batch_norm={kind}"]

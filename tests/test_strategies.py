@@ -63,12 +63,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("alone"), "one process")
 
 
-@pytest.mark.parametrize("how", ["DataParallel", "DDP", "FSDP", "FSDP, compiled"])
+@pytest.mark.parametrize("how", ["DataParallel", "DDP", "FSDP"])
 def test_every_strategy_gives_the_same_checkpoint(tmp_path: Path, alone: Path, how: str) -> None:
     assert_equal(train(tmp_path, how), alone)
 
 
-@pytest.mark.parametrize(("before", "after"), [("FSDP", "one process"), ("one process", "FSDP"), ("FSDP, compiled", "DDP")])
+@pytest.mark.parametrize(("before", "after"), [("FSDP", "one process"), ("DDP", "FSDP, compiled")])
 def test_begun_under_one_strategy_it_goes_on_under_another(tmp_path: Path, alone: Path, before: str, after: str) -> None:
     train(tmp_path, before, stop_at=15)
     assert_equal(train(tmp_path, after), alone)
