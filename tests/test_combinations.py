@@ -58,7 +58,7 @@ LEFT = {
 VALUES: dict[str, Sequence[Any]] = {
     "data.size": (*[None] * 5, 13, 24),
     "data.channels": (None, None, 1, 3),
-    "data.validation": (0, 0.1, 0.2, 0.2),
+    "data.validation": (0, *[0.1] * 6, *[0.2] * 6),
     "train.freeze": (*[[]] * 8, ["*.bias"], ["*0.*"], ["*.weight"]),
     "train.batch_size": (1, 2, 6, *[8] * 5, 12, *[16] * 12, *[24] * 3, *[32] * 3, "all", "all"),
     "train.batch_norm": (*["sync"] * 3, *["local"] * 3, 2, 4),

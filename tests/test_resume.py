@@ -125,3 +125,10 @@ def test_a_forced_training_that_was_stopped_goes_on(run: Run) -> None:
 def test_stopped_before_its_first_checkpoint_it_says_that_it_starts_again(run: Run) -> None:
     assert run("run.checkpoint_every=1000", until="train", kill_at=15).code == -9
     assert "train: begun before, but nothing was kept; starts again" in run(until="train").output
+
+
+@pytest.mark.parametrize("what", ["train.patience=1", "train.schedule=plateau"])
+def test_what_waits_for_a_validation_that_never_comes_is_refused(run: Run, what: str) -> None:
+    ended = run("data.validation=0", what, until="train")
+    assert ended.code == 2
+    assert "looks at the validation split, which is empty; raise data.validation" in ended.output
