@@ -227,7 +227,7 @@ def outcome(case: Case, folder: Path) -> str:
 
 
 def assert_good(numbers: Sequence[int], folder: Path) -> None:
-    """Every case of `numbers` ends well, and seven in ten or more are trained: to refuse all is no way out."""
+    """Every case of `numbers` ends well, and half of them or more are trained: to refuse all is no way out."""
     ends: Counter[str] = Counter()
     wrong = []
     for number in numbers:
@@ -238,7 +238,7 @@ def assert_good(numbers: Sequence[int], folder: Path) -> None:
         except AssertionError as error:
             wrong.append(f"{case}\n{error}")
     assert not wrong, f"{len(wrong)} of {len(numbers)}:\n\n" + "\n\n".join(wrong)
-    assert ends["trained"] >= 0.7 * len(numbers), ends
+    assert ends["trained"] >= 0.5 * len(numbers), ends
 
 
 def test_a_few_combinations_train_or_are_refused_before_the_first_step(tmp_path: Path) -> None:
