@@ -165,8 +165,15 @@ class TrainBatches(Dataset[Tensor]):
 
     def first_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first images as they are augmented; later ones may be larger."""
-        channels, height, width = self._batch(0, self[0]).images.shape[1:]
+        one = np.zeros(1, np.int64)
+        draws = Draws(random(self._seed, 0, AUGMENT), 1, one, self._device, epochs=one, fixed=np.zeros(1, np.float32))
+        channels, height, width = self._augmented(self._images.take(one).to(self._device), draws).shape[1:]
         return channels, height, width
+
+    def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
+        for augmentation in self._augment:
+            images = augmentation(images, draws)
+        return images
 
     def _batch(self, step: int, taken: Tensor) -> Batch:
         index, rows = self.index(step), self._rows(step)
@@ -181,13 +188,7 @@ class TrainBatches(Dataset[Tensor]):
             (step * self._batch_size + rows) // len(self._images),
             _image_draws(len(self._images), self._seed)[index],
         )
-
-        def augmented(images: Tensor) -> Tensor:
-            for augmentation in self._augment:
-                images = augmentation(images, draws)
-            return images
-
-        batch = self._images.batch(taken, index, augmented)
+        batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws))
         batch = self._mixed(batch, dataclasses.replace(draws, rows=self._own)) if self._mix else batch
         return dataclasses.replace(batch, parts=self._parts)
 
