@@ -113,6 +113,9 @@ class TrainConfig(Section):
     lr_by: Literal["step", "epoch"] = "step"  # how often the schedule is looked at
     warmup: float = Field(0, ge=0)  # epochs of a linear rise, in front of the schedule
     clip: float | None = Field(None, gt=0)  # the norm of the whole gradient, at most
+    nonfinite: Literal["stop", "skip", "restore"] = (
+        "stop"  # where a loss or gradient is no number: leave the step out, now or from the last checkpoint
+    )
     epochs: float = Field(45, gt=0)  # passes over the training split
     steps: int | None = Field(None, ge=1)  # updates; if given, instead of epochs
     batch_size: Annotated[int, Field(ge=1)] | Literal["all"] = 32  # images an update, over all processes

@@ -7,6 +7,7 @@ os.environ["WANDB_MODE"] = "offline"
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from processes import Ended, launch
@@ -30,12 +31,12 @@ Run = Callable[..., Ended]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    """`run(*overrides, until="run", processes=1, ...)`: the tiny experiment, in the test's folder."""
+    """`run(*overrides, until="run", processes=1, ...)`: the tiny experiment, in the test's folder; the rest as in `processes.begin`."""
 
-    def run(*overrides: str, until: str = "run", in_folder: str = ".", processes: int = 1, stop_at: int = 0, kill_at: int = 0) -> Ended:
+    def run(*overrides: str, until: str = "run", in_folder: str = ".", **how: Any) -> Ended:
         folder = tmp_path / in_folder
         folder.mkdir(exist_ok=True)
         words = [until, *TINY, *overrides, *(["--json"] if until == "run" else [])]
-        return launch(folder, words, processes=processes, stop_at=stop_at, kill_at=kill_at)
+        return launch(folder, words, **how)
 
     return run

@@ -65,15 +65,19 @@ def begin(
     processes: int = 1,
     stop_at: int = 0,
     kill_at: int = 0,
+    before: Callable[[int], None] | None = None,
     environment: Mapping[str, str] = MappingProxyType({}),
 ) -> list[ForkServerProcess]:
-    """`pipeline WORDS` in `folder` on so many processes, started; signalled, if asked, when it logs a step."""
+    """`pipeline WORDS` in `folder` on so many processes, started; signalled, if asked, when it logs a step.
+
+    Each calls `before(rank)` first: to break something in it.
+    """
     meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())} if processes > 1 else {}
     started = []
     for rank in range(processes):
         place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": processes, "LOCAL_WORLD_SIZE": processes} if processes > 1 else {}
         variables = {**environment, **meeting, **{name: str(value) for name, value in place.items()}}
-        started.append(CONTEXT.Process(target=_child, args=(folder, list(words), rank, variables, stop_at, kill_at)))
+        started.append(CONTEXT.Process(target=_child, args=(folder, list(words), rank, variables, stop_at, kill_at, before)))
     for process in started:
         process.start()
     return started
@@ -112,7 +116,15 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
-def _child(folder: Path, words: list[str], rank: int, variables: dict[str, str], stop_at: int, kill_at: int) -> None:
+def _child(
+    folder: Path,
+    words: list[str],
+    rank: int,
+    variables: dict[str, str],
+    stop_at: int,
+    kill_at: int,
+    before: Callable[[int], None] | None,
+) -> None:
     os.chdir(folder)
     os.environ |= variables
     output = os.open("output.txt" if rank == 0 else f"output-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -121,6 +133,8 @@ def _child(folder: Path, words: list[str], rank: int, variables: dict[str, str],
     from pipeline.main import main
 
     _signal_when_logged(stop_at, kill_at)
+    if before is not None:
+        before(rank)
     sys.exit(main(words))
 
 

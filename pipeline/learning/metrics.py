@@ -23,8 +23,9 @@ class Tally:
         self.sums += torch.stack([torch.ones_like(losses), losses, hits.to(losses.dtype)]).sum(1, dtype=self.sums.dtype)
 
     def means(self) -> dict[str, float]:
+        """Of each image; empty if there were none."""
         images, loss, hits = self.sums.tolist()
-        return {"loss": loss / images, "accuracy": hits / images}
+        return {"loss": loss / images, "accuracy": hits / images} if images else {}
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,16 @@ field of TrainState. Nothing else is saved.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
@@ -50,6 +54,26 @@ class TrainState:
     def weights(self, *, wanted: bool) -> Weights:
         """A copy on the CPU of what is to be validated and kept, where `wanted`; every process has to ask."""
         return strategies.gather(self.average or bare(self.model).state_dict(), wanted)
+
+    def volatile(self) -> list[Tensor]:
+        """What a step changes before its optimizer does: statistics of layers, and sums."""
+        return [self.tally.sums, *(local(buffer) for buffer in bare(self.model).buffers())]
+
+    def is_finite(self) -> bool:
+        """Whether the losses and, unless a scaler sees to them, the gradients are numbers; waits for the device."""
+        found = [self.tally.sums]
+        if not self.scaler.is_enabled():
+            gradients = [local(p.grad) for group in self.groups for p in group["params"] if p.grad is not None]
+            found += torch._foreach_norm(gradients)
+        return bool(torch.stack([each.isfinite().all() for each in found]).all())
+
+    def leave_out(self, before: Sequence[Tensor]) -> None:
+        """Make this step one that changes nothing; `before` is a copy of what was `volatile` then."""
+        torch._foreach_copy_(self.volatile(), list(before))
+        for optimizer in self.optimizers:
+            optimizer.zero_grad()
+        self.scaler.update()
+        self.step += 1
 
     @torch.no_grad()
     def fold(self, share: float | None) -> None:
@@ -96,46 +120,92 @@ def patience_lost(history: Sequence[Scores], metric: str, patience: int | None) 
     return patience is not None and found is not None and len(history) - 1 - history.index(found) >= patience
 
 
-def snapshot(state: TrainState, *, wanted: bool) -> dict[str, Weights]:
-    """The files of a checkpoint, where `wanted`; every process has to ask."""
+@dataclass(frozen=True)
+class Snapshot:
+    """What a checkpoint is to hold, on the CPU and its own: training may go on while it is written."""
+
+    tensors: dict[str, Weights]  # by file
+    values: dict[str, Any]  # for the manifest
+
+    @property
+    def is_finite(self) -> bool:
+        return all(bool(weight.isfinite().all()) for weight in self.tensors["weights"].values() if weight.is_floating_point())
+
+
+def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, **values: Any) -> Snapshot:
+    """Everything that has changed, where `wanted`; every process has to ask.
+
+    `tallies` [processes, 3] are those of every process; `values` are kept besides.
+    """
     contents = {
         "weights": strategies.gather(bare(state.model).state_dict(), wanted),
         "optimizer": strategies.gather(_optimizer_tensors(state), wanted),
         "average": strategies.gather(state.average, wanted),
         "best": state.best,
     }
-    return {name: tensors for name, tensors in contents.items() if tensors or name in ("weights", "optimizer")}
+    values |= {
+        "step": state.step,
+        "seconds": state.seconds,
+        "history": list(state.history),
+        "scaler": state.scaler.state_dict(),
+        "tallies": tallies.tolist(),
+    }
+    return Snapshot({name: tensors for name, tensors in contents.items() if tensors or name in ("weights", "optimizer")}, values)
 
 
-def save(state: TrainState, contents: Mapping[str, Weights], folder: Path, keep: int, tallies: Tensor, journal: Mapping[str, Any]) -> None:
-    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`.
-
-    `tallies` [processes, 3] are those of every process; `journal` is the size and digest of the record up to here.
-    """
-    final = folder / f"step-{state.step:09d}"
+def save(snapshot: Snapshot, folder: Path, keep: int) -> None:
+    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`."""
+    final = folder / f"step-{snapshot.values['step']:09d}"
     partial = folder / "partial"
     files.remove(partial)
     partial.mkdir(parents=True)
-    for name, tensors in contents.items():
-        save_file(tensors, partial / f"{name}.safetensors")
-    values = {
-        "step": state.step,
-        "seconds": state.seconds,
-        "history": state.history,
-        "scaler": state.scaler.state_dict(),
-        "tallies": tallies.tolist(),
-        "journal": journal,
-    }
-    files.commit_folder(partial, final, values)
+    for name, tensors in snapshot.tensors.items():
+        write(tensors, partial / f"{name}.safetensors")
+    files.commit_folder(partial, final, snapshot.values)
     found = checkpoints(folder)
     here = found.index(final)
     for old in found[: max(0, here + 1 - keep)] + found[here + 1 :]:  # later ones could not be gone on from
         files.remove(old)
 
 
-def restore(state: TrainState, folder: Path, journal: Path, rank: int, size: int) -> str:
-    """Load the newest whole checkpoint in `folder` whose record is in `journal`; its name, or "" if there is none."""
-    for path in reversed(checkpoints(folder)):
+def shortage(state: TrainState, folder: Path, keep: int) -> str:
+    """What is missing on the disk for `keep` checkpoints, one that is being written and the weights; "" if nothing is.
+
+    Before the first step most optimizers hold nothing yet: two tensors a parameter are counted then.
+    """
+    weights = [tensor for tensor in bare(state.model).state_dict().values() if isinstance(tensor, Tensor)]
+    one = _bytes(weights) * (3 if state.average else 2) + (_bytes(_optimizer_tensors(state).values()) or 2 * _bytes(weights))
+    there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
+    needed, free = max(0, one * (keep + 1) - there) + _bytes(weights), shutil.disk_usage(folder).free
+    return f"checkpoints take up to {needed / 1e6:,.0f} MB, but {folder} has {free / 1e6:,.0f} MB free" if needed > free else ""
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    """Of whole tensors, whatever part of them is here."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def write(tensors: Weights, path: Path) -> None:
+    """As safetensors.
+
+    Raises:
+        OSError: which the library calls by a name of its own.
+    """
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
+        raise
+
+
+def restore(state: TrainState, space: Path, rank: int, size: int, environment: Mapping[str, Any]) -> str:
+    """Load the newest whole checkpoint in `space` whose record is there too; its name, or "" if there is none.
+
+    Says what is not as in `environment` was when it was written, and may change the last digits.
+    """
+    journal = space / "metrics.jsonl"
+    for path in reversed(checkpoints(space / "checkpoints")):
         manifest = files.read_json(path / files.MANIFEST)
         if not isinstance(manifest, dict):
             continue
@@ -146,6 +216,10 @@ def restore(state: TrainState, folder: Path, journal: Path, rank: int, size: int
             say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")
             continue
         _load(state, path, manifest, rank == 0)
+        then = manifest["environment"]
+        if changed := [k for k in {**then, **environment} if then.get(k) != environment.get(k)]:
+            text = ", ".join(f"{name} {then.get(name, 'not set')} then, {environment.get(name, 'not set')} now" for name in changed)
+            say(f"train: not to the bit as before: {text}")
         tallies = torch.tensor(manifest["tallies"], dtype=torch.float64)
         mine = tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0)
         state.tally.sums.copy_(mine)

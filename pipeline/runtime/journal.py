@@ -18,19 +18,29 @@ class Journal:
     def __init__(self, path: Path, *, step: int) -> None:
         kept = [line for line in read(path) if line["step"] <= step]
         self._file = path.open("r+b" if path.exists() else "w+b")
-        self._file.truncate(sum(len(_line(line)) for line in kept))
+        self._size, self._digest = 0, hashlib.sha256()
+        for line in kept:
+            self._count(_line(line))
+        self._file.truncate(self._size)
         self._file.seek(0, os.SEEK_END)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
-        self._file.write(_line({"step": step, **values}))
+        line = _line({"step": step, **values})
+        self._file.write(line)
         self._file.flush()
+        self._count(line)
 
-    def sync(self) -> dict[str, Any]:
-        """Make all lines survive a power cut; their size and digest, for a checkpoint that relies on them."""
+    def mark(self) -> dict[str, Any]:
+        """Size and digest of all lines up to here, for a checkpoint that relies on them."""
+        return {"size": self._size, "sha256": self._digest.hexdigest()}
+
+    def sync(self) -> None:
+        """Make all lines survive a power cut."""
         os.fsync(self._file.fileno())
-        self._file.seek(0)
-        content = self._file.read()
-        return {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+    def _count(self, line: bytes) -> None:
+        self._size += len(line)
+        self._digest.update(line)
 
     def close(self) -> None:
         self._file.close()

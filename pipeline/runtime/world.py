@@ -90,6 +90,20 @@ class World:
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
+    @property
+    def environment(self) -> dict[str, Any]:
+        """What changes the last digits of a result."""
+        gpu = self.device.type == "cuda"
+        return {
+            "torch": torch.__version__,
+            "device": torch.cuda.get_device_name(self.device) if gpu else torch.backends.cpu.get_cpu_capability(),
+            "processes": self.size,
+            "strategy": self.strategy,
+            **({} if gpu else {"threads": torch.get_num_threads()}),
+            **({"compile": self._run.compile} if self._run.compile != "no" else {}),
+            **({"channels_last": True} if self._run.channels_last else {}),
+        }
+
     def __str__(self) -> str:
         processes = "1 process" if self.size == 1 else f"{self.size} processes"
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type

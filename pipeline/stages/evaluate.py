@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from pipeline.config import EvaluateConfig
@@ -17,6 +17,7 @@ from pipeline.errors import GateError, Stopped
 from pipeline.learning import models
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Answers
+from pipeline.learning.state import write
 from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.runner import Workspace
@@ -141,7 +142,7 @@ def _keep(answered: dict[str, Answers], space: Workspace) -> None:
     kept: dict[str, Tensor] = {}
     for split, found in answered.items():
         kept |= {f"{split}.labels": found.labels, f"{split}.predicted": found.predicted, f"{split}.confidence": found.confidence.float()}
-    save_file(kept, space.dir / "predictions.safetensors")
+    write(kept, space.dir / "predictions.safetensors")
 
 
 def _numbers(values: dict[str, Any]) -> dict[str, float]:

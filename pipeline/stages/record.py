@@ -4,15 +4,19 @@ import contextlib
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
-from pipeline.errors import GateError
+from pipeline.errors import GateError, PipelineError
 from pipeline.learning import state as checkpoints
 from pipeline.learning.metrics import Tally
-from pipeline.learning.state import TrainState
-from pipeline.runtime.console import Progress
+from pipeline.learning.state import Snapshot, TrainState
+from pipeline.runtime.console import Progress, say
 from pipeline.runtime.journal import Journal
 from pipeline.runtime.runner import Workspace
+
+HOPELESS = 10  # steps left out
+NONE_FINITE = f"no finite loss or gradient in {HOPELESS} steps"
 
 
 class Record:
@@ -22,6 +26,9 @@ class Record:
         self._space, self._state, self._steps, self._batch_size = space, state, steps, batch_size
         self._told = state.step, state.seconds
         self._mark = time.monotonic()
+        self._writer = ThreadPoolExecutor(1, "checkpoint")
+        self._writing: Future[None] | None = None
+        self._left_out = 0  # steps, one after the other
         if space.world.is_main:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
             self._timings = Journal(space.dir / "timings.jsonl", step=state.step)
@@ -31,14 +38,28 @@ class Record:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._written()
+        self._writer.shutdown()
         if self._space.world.is_main:
             self._progress.close()
             self._metrics.close()
             self._timings.close()
 
-    def step(self) -> None:
-        if self._space.world.is_main:
+    def step(self, done: bool) -> None:
+        """One has been `done`, or left out.
+
+        Raises:
+            GateError: too many were left out.
+        """
+        step, main = self._state.step, self._space.world.is_main
+        self._left_out = 0 if done else self._left_out + 1
+        if main:
             self._progress.step()
+        if main and not done:
+            say(f"train: step {step} was left out: its loss or a gradient is no number")
+            self._write({"train/left_out": 1}, {})
+        if self._left_out == HOPELESS:
+            raise diverged(NONE_FINITE, step)
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
@@ -52,6 +73,8 @@ class Record:
         """The means since the last time, over all processes; empties the tally."""
         state, world = self._state, self._space.world
         means = Tally(world.sum(state.tally.sums)).means()
+        if not means:  # all steps were left out
+            return
         _refuse_divergence(means, state.step)
         state.tally.sums.zero_()
         with self.paused():
@@ -75,13 +98,46 @@ class Record:
             self._progress.tell_also(self._state.step, {"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
 
     def save(self, keep: int) -> None:
-        """A checkpoint, after the lines that it relies on."""
+        """Take a checkpoint, which is written while training goes on; the one before has been written by then.
+
+        Raises:
+            GateError: the weights are no numbers.
+        """
+        world = self._space.world
         with self.paused():
-            tallies = self._space.world.gather(self._state.tally.sums)
-            contents = checkpoints.snapshot(self._state, wanted=self._space.world.is_main)
-            if self._space.world.is_main:
-                checkpoints.save(self._state, contents, self._space.dir / "checkpoints", keep, tallies, self._metrics.sync())
-            self._space.world.barrier()  # no one leaves while it is written: a launcher would end it
+            tallies = world.gather(self._state.tally.sums)
+            journal = self._metrics.mark() if world.is_main else {}
+            taken = checkpoints.snapshot(self._state, tallies, wanted=world.is_main, journal=journal, environment=world.environment)
+            if world.any(not taken.is_finite):
+                raise diverged("the weights are no finite numbers", self._state.step)
+            self._written()
+            if world.is_main:
+                self._writing = self._writer.submit(self._write_checkpoint, taken, keep)
+
+    def saved(self) -> None:
+        """Wait until the last checkpoint is on the disk.
+
+        Raises:
+            PipelineError: on every process, if it cannot be written.
+        """
+        if trouble := self._space.world.agree(self._written()):
+            raise PipelineError(f"stopped, but {trouble}; the same command goes on from the checkpoint before")
+
+    def _write_checkpoint(self, taken: Snapshot, keep: int) -> None:
+        self._metrics.sync()  # the lines that it relies on come first
+        checkpoints.save(taken, self._space.dir / "checkpoints", keep)
+
+    def _written(self) -> str:
+        """Wait for the checkpoint that is being written; what went wrong, if that is the machine's fault: training goes on without it."""
+        writing, self._writing = self._writing, None
+        try:
+            if writing is not None:
+                writing.result()
+        except OSError as error:
+            trouble = f"a checkpoint could not be written: {error.strerror or error}"
+            say(f"train: {trouble}; the one before it is kept")
+            return trouble
+        return ""
 
     def _write(self, metrics: dict[str, float], timings: dict[str, float]) -> None:
         self._metrics.append(self._state.step, metrics)
@@ -90,6 +146,10 @@ class Record:
         self._space.trackers.log(self._state.step, {**metrics, **timings})
 
 
+def diverged(what: str, step: int) -> GateError:
+    return GateError(f"{what} at step {step}: training has diverged; lower train.lr, or see train.nonfinite")
+
+
 def _refuse_divergence(means: dict[str, float], step: int) -> None:
     if not math.isfinite(means["loss"]):
-        raise GateError(f"the loss is {means['loss']} at step {step}: training has diverged; lower train.lr")
+        raise diverged(f"the loss is {means['loss']}", step)

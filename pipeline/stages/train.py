@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.config import TrainConfig
 from pipeline.data.augment import AUGMENTATIONS, MIXES
 from pipeline.data.batches import Batch, Images, TrainBatches, global_index
-from pipeline.errors import ConfigError, DataError, Stopped
+from pipeline.errors import ConfigError, DataError, PipelineError, Stopped
 from pipeline.learning import models
 from pipeline.learning import state as checkpoints
 from pipeline.learning.losses import LOSSES
@@ -29,7 +28,7 @@ from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, TrainedModel
 from pipeline.stages.evaluate import scores
-from pipeline.stages.record import Record
+from pipeline.stages.record import HOPELESS, NONE_FINITE, Record, diverged
 
 PART = 1000  # images of a batch of all that are taken at once
 WHITENING = 5000  # images that set the weights of a layer which is not learnt
@@ -37,25 +36,46 @@ WHITENING = 5000  # images that set the weights of a layer which is not learnt
 
 def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspace) -> TrainedModel:
     """Update the model, from the newest checkpoint in the workspace if there is one, to the last step."""
-    world, run = space.world, space.config.run
+    world = space.world
     recipe = Recipe.of(config, data)
     images, held_out = (Images(data.open(split), world, *normalisation(config, data)) for split in ("train", "validation"))
+    left_out: set[int] = set()
+    while True:
+        try:
+            return _train(recipe, data, images, held_out, frozenset(left_out), space)
+        except NonFinite as found:
+            say(f"train: {found}; going back to the last checkpoint, to leave that step out")
+            left_out.add(found.step)
+            if len(left_out) == HOPELESS:
+                raise diverged(NONE_FINITE, found.step + 1) from None
+
+
+def _train(
+    recipe: "Recipe", data: PreparedData, images: Images, held_out: Images, left_out: frozenset[int], space: Workspace
+) -> TrainedModel:
+    """From the newest checkpoint to the end; the steps `left_out` change nothing.
+
+    Raises:
+        NonFinite: a step that is to be left out, with train.nonfinite=restore.
+    """
+    world, run = space.world, space.config.run
     state, parts = initial_state(recipe, data, images, world)
     batches = recipe.batches(images, data, world, parts)
-    restored = checkpoints.restore(state, space.dir / "checkpoints", space.dir / "metrics.jsonl", world.rank, world.size)
+    restored = checkpoints.restore(state, space.dir, world.rank, world.size, world.environment)
     if world.any(world.agree(restored) != restored):
         raise DataError(f"the processes see different checkpoints in {space.dir}; all nodes must see the same run.artifacts folder")
     if restored:
         say(f"train: going on from {restored} of {recipe.steps}")
     if recipe.has_ended(state.history):
         return finish(state, recipe, data, space)
+    if short := world.agree(checkpoints.shortage(state, space.dir, run.keep)):
+        raise PipelineError(f"{short}; make room, lower run.keep, or choose another run.artifacts folder")
 
     say(f"train: {world}")
     with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record:
         for batch in batches.steps(state.step, recipe.steps, run.workers):
             lr = recipe.lr(state)
-            update(state, batch, recipe, lr, world)
-            record.step()
+            record.step(update(state, batch, recipe, lr, world, left_out))
             if due(state.step, run.log_every, recipe.steps):
                 record.training(lr)
             if due(state.step, recipe.validate_every, recipe.steps) and len(held_out):
@@ -65,6 +85,7 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
             if stopping or due(state.step, run.checkpoint_every, recipe.steps):
                 record.save(run.keep)
             if stopping:
+                record.saved()
                 raise Stopped(
                     f"stopped{space.stop.why} after step {state.step} of {recipe.steps}, with a checkpoint; the same command goes on"
                 )
@@ -73,13 +94,17 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
     return finish(state, recipe, data, space)
 
 
-def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: World) -> None:
-    """One optimizer step on one global batch; advances `state.step`.
+def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: World, left_out: frozenset[int] = frozenset()) -> bool:
+    """One optimizer step on one global batch; advances `state.step`. False if the step was left out.
 
     The gradient is that of the mean over the global batch, whatever the number of processes and
     parts: each sums its own losses over the global count, and DDP's mean over processes is undone.
     """
+    if state.step in left_out:
+        state.step += 1
+        return False
     world.seed(recipe.config.seed, state.step)
+    before = None if recipe.config.nonfinite == "stop" else [tensor.clone() for tensor in state.volatile()]
     for group in state.groups:
         group["lr"] = lr * group["factor"]
     for rows in batch.parts:
@@ -92,6 +117,11 @@ def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: 
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     world.agree_on_overflow(state.scaler, state.optimizers)
+    if before is not None and world.any(not state.is_finite()):
+        if recipe.config.nonfinite == "restore":
+            raise NonFinite(state.step)
+        state.leave_out(before)
+        return False
     if recipe.config.clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
     for optimizer in state.optimizers:
@@ -100,6 +130,15 @@ def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: 
     state.scaler.update()
     state.fold(recipe.share(recipe.moment(state)))
     state.step += 1
+    return True
+
+
+class NonFinite(Exception):
+    """A step whose loss or gradient is no number."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"the loss or a gradient of step {step + 1} is no number")
+        self.step = step  # from 0
 
 
 @dataclass(frozen=True)
@@ -229,7 +268,7 @@ def finish(state: TrainState, recipe: Recipe, data: PreparedData, space: Workspa
     last = state.weights(wanted=space.world.is_main)
     images = state.step * recipe.batch_size
     if space.world.is_main:
-        save_file(last if found is None else state.best, space.dir / "weights.safetensors")
+        checkpoints.write(last if found is None else state.best, space.dir / "weights.safetensors")
         timing = {"seconds": state.seconds, "images": images, "images_per_second": images / max(state.seconds, 1e-9)}
         files.write_json(space.dir / "timing.json", timing)
         early = f"; ended early, {config.patience} validations after the best" if state.step < recipe.steps else ""

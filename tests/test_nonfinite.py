@@ -1,0 +1,88 @@
+"""A loss or a gradient that is no number: all processes do as train.nonfinite says, and it is never kept."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Run
+from test_resume import results
+
+WHERE = ["loss", "gradient"]
+
+
+def breaks(rank: int, *, where: str, at: int, until: int = 0) -> None:
+    """Let the last process find no numbers in step `at` (from 0), or up to `until`."""
+    from pipeline.runtime import strategies
+    from pipeline.stages import train
+
+    real = train.update
+
+    def update(state: Any, batch: Any, *rest: Any) -> bool:
+        if not at <= state.step <= max(at, until) or rank != rest[2].size - 1:
+            return real(state, batch, *rest)
+        if where == "loss":
+            return real(state, dataclasses.replace(batch, images=batch.images * float("nan")), *rest)
+        first: Any = next(iter(strategies.bare(state.model).parameters()))
+        hook = first.register_hook(lambda gradient: gradient * float("inf"))
+        try:
+            return real(state, batch, *rest)
+        finally:
+            hook.remove()
+
+    train.update = update  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("where", WHERE)
+def test_it_stops_and_no_checkpoint_holds_it(run: Run, tmp_path: Path, where: str, processes: int) -> None:
+    ended = run(
+        "run.checkpoint_every=2",
+        "run.log_every=50",
+        until="train",
+        processes=processes,
+        before=functools.partial(breaks, where=where, at=20),
+    )
+    assert ended.code == 4
+    assert "training has diverged" in ended.output
+    kept = sorted(path.name for path in tmp_path.glob("artifacts/train/*/checkpoints/step-*"))
+    assert kept == ["step-000000018", "step-000000020"]
+
+
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+@pytest.mark.parametrize("where", WHERE)
+def test_the_step_is_left_out_on_all_processes_and_an_interruption_changes_nothing(
+    run: Run, tmp_path: Path, policy: str, where: str
+) -> None:
+    how: dict[str, Any] = {"until": "train", "processes": 2, "before": functools.partial(breaks, where=where, at=20)}
+    words = [f"train.nonfinite={policy}", "train.model={name: resnet18, width: 2}", "train.epochs=3"]
+    whole = run(*words, in_folder="whole", **how)
+    assert whole.code == 0, whole.output
+    assert "step 21 was left out" in whole.output
+    lines = [json.loads(line) for line in (tmp_path / "whole/runs/tiny/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "train/left_out" in line] == [21]
+    assert run(*words, in_folder="parts", stop_at=25, **how).code == 75
+    assert run(*words, in_folder="parts", **how).code == 0
+    assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_left_out_is_as_if_the_step_had_not_been(run: Run, tmp_path: Path) -> None:
+    for policy in ("skip", "restore"):
+        broken = functools.partial(breaks, where="loss", at=20)
+        assert run(f"train.nonfinite={policy}", until="train", in_folder=policy, before=broken).code == 0
+    assert results(tmp_path / "skip") == results(tmp_path / "restore")
+
+
+@pytest.mark.parametrize("policy", ["skip", "restore"])
+def test_where_no_step_is_any_good_it_stops(run: Run, policy: str) -> None:
+    ended = run(f"train.nonfinite={policy}", until="train", processes=2, before=functools.partial(breaks, where="loss", at=15, until=1000))
+    assert ended.code == 4
+    assert "no finite loss or gradient in 10 steps at step 25: training has diverged" in ended.output
+
+
+def test_where_all_is_well_the_policy_changes_nothing(run: Run, tmp_path: Path) -> None:
+    for policy in ("stop", "skip", "restore"):
+        assert run(f"train.nonfinite={policy}", "train.precision=fp16", until="train", in_folder=policy).code == 0
+    assert results(tmp_path / "skip") == results(tmp_path / "stop") == results(tmp_path / "restore")
