@@ -120,7 +120,12 @@ def read(folder: Path) -> Experiment:
 def _unfinished(folder: Path) -> str:
     """Why the run in `folder` cannot be compared; empty if it can."""
     made = (files.read_json(folder / "summary.json") or {}).get("fingerprints", {})
-    if not made or any(not (folder / stage / files.MANIFEST).is_file() for stage in made):
+    manifests = {stage: files.read_manifest(folder / stage) for stage in made}
+    for stage, (manifest, broken) in manifests.items():
+        used = {} if manifest is None or stage == "prepare" else manifest["outputs"]  # of the data, the digests alone
+        if broken := broken or files.damage(folder / stage, used):
+            return f"its {stage} is damaged, {broken}"
+    if not made or any(manifest is None for manifest, _ in manifests.values()):
         state = (files.read_json(folder / "status.json") or {}).get("state", "unknown")
         return f"not finished, it is {state} and there is no result yet"
     if any((folder / stage).resolve().name != fingerprint for stage, fingerprint in made.items()):

@@ -81,6 +81,11 @@ def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert missing.code == 3
     PIL.Image.new("L", (50, 40)).save(tmp_path / "x.png")
     assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.startswith("x.png: class ")
+    manifest = tmp_path / "runs/tiny/export/manifest.json"
+    manifest.write_text(manifest.read_text().replace('"agreement": 1.0', '"agreement": 1.5'))
+    changed = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
+    assert (changed.code, len(changed.output.splitlines())) == (3, 1)
+    assert "the export in runs/tiny/export is damaged: manifest.json has changed; `pipeline export`" in changed.output
 
 
 def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(run: Run, tmp_path: Path) -> None:

@@ -42,6 +42,22 @@ def test_a_committed_folder_lists_what_it_holds(tmp_path: Path) -> None:
     assert not (tmp_path / "partial").exists()
 
 
+def test_a_manifest_with_any_bit_flipped_is_not_believed(tmp_path: Path) -> None:
+    values = {"step": 20, "seconds": 0.25, "history": [{"loss": float("inf")}], "journal": {"size": 3}, "scaler": {}}
+    files.write_manifest(tmp_path, values)
+    content = (tmp_path / files.MANIFEST).read_bytes()
+    assert files.read_manifest(tmp_path) == (values, "")
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        (tmp_path / files.MANIFEST).write_bytes(flipped)
+        assert files.read_manifest(tmp_path) in ((values, ""), (None, "manifest.json has changed"))  # white space may change
+
+
+def test_a_folder_without_a_manifest_is_not_damaged(tmp_path: Path) -> None:
+    assert files.read_manifest(tmp_path) == (None, "")
+
+
 def test_a_journal_opened_at_a_step_forgets_what_came_after(tmp_path: Path) -> None:
     journal = Journal(tmp_path / "j", step=0)
     for step in (5, 10, 15):

@@ -1,6 +1,5 @@
 """A stage runs once for each distinct recipe and input, and always says why."""
 
-import json
 from pathlib import Path
 
 import pytest
@@ -8,6 +7,7 @@ from conftest import TINY, Run
 
 from pipeline.config import Config, load
 from pipeline.plan import check, status
+from pipeline.runtime import files
 
 
 def configuration(folder: Path, *overrides: str) -> Config:
@@ -82,6 +82,30 @@ def test_the_newest_whole_checkpoint_is_gone_on_from(run: Run, tmp_path: Path) -
     assert "going on from step-000000020" in ended.output
 
 
+def flip(path: Path, old: str, new: str) -> None:
+    """Change a value of a JSON file so that it can be read as before."""
+    assert path.read_text().count(old) == 1
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_a_stage_whose_manifest_has_changed_is_made_again(run: Run, tmp_path: Path) -> None:
+    whole = run()
+    flip(tmp_path / "runs/tiny/train/manifest.json", '"steps": ', '"steps": 1')
+    assert why(tmp_path)["train"] == "damaged: manifest.json has changed; to be made again"
+    again = run()
+    assert again.code == 0, again.output
+    assert again.summary["steps"] == whole.summary["steps"]
+
+
+def test_a_checkpoint_whose_manifest_has_changed_is_not_gone_on_from(run: Run, tmp_path: Path) -> None:
+    run(until="train", stop_at=25)
+    newest = sorted(tmp_path.glob("artifacts/train/*/checkpoints/step-*"))[-1]
+    flip(newest / "manifest.json", '"step": 25,\n  "tallies"', '"step": 27,\n  "tallies"')
+    ended = run(until="train")
+    assert f"{newest.name} is damaged (manifest.json has changed); falling back" in ended.output
+    assert "going on from step-000000020" in ended.output
+
+
 def test_a_stage_can_be_forced(run: Run) -> None:
     run()
     assert "evaluate: forced" in run("--force", "evaluate").output
@@ -89,10 +113,10 @@ def test_a_stage_can_be_forced(run: Run) -> None:
 
 def test_code_that_changed_since_is_told(run: Run, tmp_path: Path) -> None:
     run(until="prepare")
-    path = tmp_path / "runs/tiny/prepare/manifest.json"
-    manifest = json.loads(path.read_text())
+    manifest, _ = files.read_manifest(tmp_path / "runs/tiny/prepare")
+    assert manifest is not None
     manifest["code"]["pipeline.data.images"] = "another"
-    path.write_text(json.dumps(manifest))
+    files.write_manifest(tmp_path / "runs/tiny/prepare", manifest)
     assert "fresh (code changed since: pipeline.data.images; --force prepare makes it again)" in run(until="prepare").output
 
 

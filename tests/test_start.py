@@ -9,9 +9,10 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from pipeline.config import Spec
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.learning.models import build
 from pipeline.learning.start import Beginning, beginning, find, freeze, train_mode, weights
+from pipeline.runtime import files
 
 LENET = Spec(name="lenet", options={"kernel": 3, "channels": [4, 8], "hidden": [16]})
 
@@ -70,6 +71,18 @@ def test_another_architecture_is_refused(tmp_path: Path) -> None:
     path = saved(build(Spec(name="mlp"), (3, 12, 12), 4), tmp_path / "a.safetensors")
     with pytest.raises(ConfigError, match=r"train\.init: .* has no 0\.weight; choose the train\.model that it was made with"):
         weights(lenet(), path=path)
+
+
+@pytest.mark.parametrize("harmed", ["model.safetensors", "manifest.json"])
+def test_weights_that_are_not_as_their_manifest_says_are_refused(tmp_path: Path, harmed: str) -> None:
+    saved(lenet(), tmp_path / "model.safetensors")
+    files.write_manifest(tmp_path, {"outputs": files.seal(tmp_path, ["model.safetensors"])})
+    assert find(str(tmp_path)) == tmp_path / "model.safetensors"
+    content = (tmp_path / harmed).read_bytes()
+    (tmp_path / harmed).write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
+    for place in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(DataError, match=rf"train\.init: .* is damaged: {harmed} has changed"):
+            find(str(place))
 
 
 def test_of_a_run_the_weights_are_those_last_trained(tmp_path: Path) -> None:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.config import Spec
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, DataError
 from pipeline.learning.inits import INITS
+from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers import fetch
 
@@ -89,14 +90,20 @@ class Beginning:
 
 
 def find(path: str) -> Path:
-    """The file of weights of a run, an export, or itself.
+    """The file of weights of a run, an export, or itself; as the manifest says that lies beside it, if one does.
 
     Raises:
         ConfigError: there is none.
+        DataError: it, or the manifest, has changed.
     """
     place = Path(path).expanduser()
     for candidate in (place / name for name in WEIGHTS) if place.is_dir() else (place,):
         if candidate.is_file():
+            manifest, broken = files.read_manifest(candidate.parent)
+            outputs = {} if manifest is None else manifest.get("outputs", {})
+            listed = {name: found for name, found in outputs.items() if name == candidate.name}
+            if broken := broken or files.damage(candidate.parent, listed):
+                raise DataError(f"train.init: {candidate.parent} is damaged: {broken}; the command that made it makes it again")
             return candidate
     raise ConfigError(f"train.init: no weights in {path or 'train.init.path'}; give a run, an export, or a .safetensors or .pth file")
 

@@ -206,10 +206,8 @@ def restore(state: TrainState, space: Path, rank: int, size: int, environment: M
     """
     journal = space / "metrics.jsonl"
     for path in reversed(checkpoints(space / "checkpoints")):
-        manifest = files.read_json(path / files.MANIFEST)
-        if not isinstance(manifest, dict):
-            continue
-        if broken := files.damage(path, manifest["outputs"]):
+        manifest, broken = files.read_manifest(path)
+        if manifest is None or (broken := files.damage(path, manifest["outputs"])):
             say(f"train: {path.name} is damaged ({broken}); falling back to the one before")
             continue
         if not files.begins_with(journal, manifest["journal"]):

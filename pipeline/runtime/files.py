@@ -1,7 +1,7 @@
 """Files that are whole or absent: written aside, synced, renamed, and listed with their sha256.
 
 A folder is whole when its `manifest.json`, written last, lists every file with its size and
-digest, and all of them agree.
+digest, and all of them agree. So does the manifest with the digest of itself that it holds.
 """
 
 import hashlib
@@ -42,6 +42,31 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError):
         return None
+
+
+def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
+    """Write the manifest of `folder`, with a digest of `values` as they will be read."""
+    write_json(folder / MANIFEST, {**values, "sha256": _digest(json.loads(json.dumps(values)))})
+
+
+def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
+    """The values of the manifest in `folder`, or None; and what is wrong with it: nothing, if it is but absent."""
+    try:
+        values = json.loads((folder / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return None, ""
+    except OSError as error:
+        return None, f"{MANIFEST}: {error.strerror}"
+    except ValueError:
+        values = None
+    if not isinstance(values, dict) or values.pop("sha256", "") != _digest(values):
+        return None, f"{MANIFEST} has changed"
+    return values, ""
+
+
+def _digest(values: Any) -> str:
+    """sha256 of canonical JSON; a loss that is no number may be among the values."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
 def sync_folder(folder: Path) -> None:
@@ -97,7 +122,7 @@ def begins_with(path: Path, start: Mapping[str, Any]) -> bool:
 def commit_folder(partial: Path, final: Path, values: Mapping[str, Any]) -> None:
     """Give the folder `partial` its manifest, of `values` and its files, and the name `final`."""
     outputs = seal(partial, [str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file()])
-    write_json(partial / MANIFEST, {**values, "outputs": outputs})
+    write_manifest(partial, {**values, "outputs": outputs})
     remove(final)
     partial.rename(final)
     sync_folder(final.parent)

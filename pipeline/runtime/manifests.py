@@ -106,23 +106,24 @@ def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
     for value in inputs:
         reasons |= value.reasons()
     place = config.run.artifacts.absolute() / stage.name / fingerprint.of_value([stage.name, reasons])[:12]
-    manifest = read(place)
-    if manifest is None:
-        before = read(config.run.folder / config.run.name / stage.name)  # what this run last linked to
+    manifest, broken = read(place)
+    if manifest is None and not broken:
+        before, _ = read(config.run.folder / config.run.name / stage.name)  # what this run last linked to
         return Look(place, reasons, None, _why(place, before, reasons))
-    if broken := files.damage(place, manifest.outputs):
+    if manifest is None or (broken := files.damage(place, manifest.outputs)):
         return Look(place, reasons, None, f"damaged: {broken}; to be made again")
     drift = [m for m, d in fingerprint.of_modules(stage.module).items() if manifest.code.get(m) != d]
     note = f" (code changed since: {', '.join(drift)}; --force {stage.name} makes it again)" if drift else ""
     return Look(place, reasons, manifest, f"fresh{note}")
 
 
-def read(place: Path) -> Manifest | None:
-    """The manifest in `place`, or None if the stage never finished there."""
+def read(place: Path) -> tuple[Manifest | None, str]:
+    """The manifest in `place`, or None; and what is wrong with it: nothing, if the stage never finished there."""
+    values, broken = files.read_manifest(place)
     try:
-        return Manifest.model_validate(files.read_json(place / files.MANIFEST))
+        return (None, broken) if values is None else (Manifest.model_validate(values), "")
     except ValidationError:
-        return None
+        return None, f"{files.MANIFEST} is of another version"
 
 
 def artifact(stage: Stage[A], place: Path, manifest: Manifest) -> A:
@@ -140,8 +141,8 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
         environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **parallelism},
         seconds=round(seconds, 3),
     )
-    files.write_json(found.place / files.MANIFEST, manifest.model_dump(mode="json"))
-    return dataclasses.replace(found, manifest=read(found.place))  # as all later readers see it
+    files.write_manifest(found.place, manifest.model_dump(mode="json"))
+    return dataclasses.replace(found, manifest=read(found.place)[0])  # as all later readers see it
 
 
 def _versions() -> dict[str, str]:

@@ -141,9 +141,7 @@ def fetch(reference: str, folder: Path) -> Path:
             files.remove(partial)
             try:
                 _download(reference, partial / "files", cache=partial / "cache")
-                files.seal(partial / "files", [str(p.relative_to(partial / "files")) for p in partial.glob("files/**/*") if p.is_file()])
-                (partial / "files").rename(place)
-                files.sync_folder(place.parent)
+                files.commit_folder(partial / "files", place, {"wandb": reference})
             finally:
                 files.remove(partial)
     return place

@@ -18,11 +18,11 @@ def predict(folder: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, f
         DataError: the export is damaged, or an image cannot be read.
     """
     folder = folder / "export" if (folder / "export").is_dir() else folder
-    manifest = files.read_json(folder / files.MANIFEST)
-    if not isinstance(manifest, dict) or manifest.get("stage") != "export":
+    manifest, broken = files.read_manifest(folder)
+    if not broken and (manifest is None or manifest.get("stage") != "export"):
         raise ConfigError(f"no export in {folder}; give the folder of a finished run or of its export")
-    if broken := files.damage(folder, manifest["outputs"]):
-        raise DataError(f"the export in {folder} is damaged: {broken}; run the pipeline again")
+    if manifest is None or (broken := files.damage(folder, manifest["outputs"])):
+        raise DataError(f"the export in {folder} is damaged: {broken}; `pipeline export`, as it was made, makes it again")
     about = files.read_json(folder / "model.json")
     import onnxruntime
 
