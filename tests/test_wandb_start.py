@@ -13,6 +13,7 @@ from wandb_server import Service
 from pipeline.config import Spec
 from pipeline.errors import ConfigError
 from pipeline.learning.models import build
+from pipeline.runtime.files import MANIFEST
 from pipeline.runtime.trackers import fetch
 
 REFERENCE = "me/pipeline/tiny:best"
@@ -25,7 +26,8 @@ Refused = Callable[..., None]
 
 
 def found(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    """Every file but the manifest that is put beside those of an artifact."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST}
 
 
 @pytest.fixture
