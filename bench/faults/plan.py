@@ -1,0 +1,291 @@
+"""Which image is where in a training, and how much it weighs: properties over any plan, drawn by Hypothesis.
+
+python -m bench.faults.plan [--cases N]   N plans for each property
+"""
+
+import argparse
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any, cast
+
+import hypothesis
+import numpy as np
+import torch
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.amp.grad_scaler import GradScaler
+from torch.nn import functional as F
+
+from bench.faults.report import report
+from pipeline.config import TrainConfig
+from pipeline.data import batches
+from pipeline.data.augment import AUGMENTATIONS, MIXES
+from pipeline.data.batches import Batch, Images, TrainBatches
+from pipeline.data.shards import Shards
+from pipeline.learning.metrics import Tally
+from pipeline.learning.state import TrainState
+from pipeline.runtime.world import World
+from pipeline.stages.train import Recipe, update
+
+CASES = 10_000
+CLASSES = 3
+CHANGES: Mapping[str, Any] = MappingProxyType(
+    {
+        "augment": [functools.partial(AUGMENTATIONS["flip"], probability=0.5), AUGMENTATIONS["alternating_flip"]],
+        "mix": [functools.partial(MIXES["mixup"], alpha=0.5), functools.partial(MIXES["cutmix"], alpha=1.0)],
+    }
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    examples: int
+    batch_size: int
+    size: int  # processes
+    parts: int  # of a batch, one after the other
+    seed: int
+    step: int
+    eval_batch_size: int
+
+
+@st.composite
+def plans(draw: st.DrawFn, examples: int = 200, processes: int = 9, parts: int = 9) -> Plan:
+    """Any plan that is not refused, of so many at most; batches seldom divide the epoch, nor processes and parts the batch."""
+    count = draw(st.integers(1, examples))
+    batch_size = draw(st.integers(1, count) | st.just(count))
+    size = draw(st.integers(1, min(processes, batch_size)))
+    return Plan(
+        examples=count,
+        batch_size=batch_size,
+        size=size,
+        parts=draw(st.integers(1, min(parts, batch_size // size))),
+        seed=draw(st.integers(0, 2**32 - 1)),
+        step=draw(st.integers(0, 20) | st.integers(0, 10**6)),
+        eval_batch_size=draw(st.integers(1, count + 3)),
+    )
+
+
+@dataclass(frozen=True)
+class One:
+    """One process of several, without the others: what batches and an update ask of a World."""
+
+    rank: int = 0
+    size: int = 1
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    dtype: torch.dtype = torch.float64
+    exchanged: list[bool] = field(default_factory=list)  # for each part, whether the gradient was
+
+    def fits(self, _: Sequence[Tensor]) -> bool:
+        return True
+
+    def to_device(self, tensor: Tensor) -> Tensor:
+        return tensor
+
+    def seed(self, seed: int, step: int) -> None: ...
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        return cast(Tensor, model(images))
+
+    @contextlib.contextmanager
+    def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+        self.exchanged.append(last)
+        yield
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()  # type: ignore[no-untyped-call]
+
+    def average_statistics(self) -> None: ...
+
+    def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None: ...
+
+
+def processes(size: int) -> list[World]:
+    return [cast(World, One(rank, size)) for rank in range(size)]
+
+
+def images_of(pixels: NDArray[np.uint8], classes: int = CLASSES) -> Images:
+    """A split of `pixels` [N, 1, H, W], labelled in turn."""
+    return Images(Shards([pixels], np.arange(len(pixels)) % classes), processes(1)[0], [0.0], [1.0])
+
+
+def noise(plan: Plan, classes: int = CLASSES) -> Images:
+    return images_of(np.random.default_rng(plan.seed).integers(0, 256, (plan.examples, 1, 3, 2), np.uint8), classes)
+
+
+def train_batches(plan: Plan, images: Images, world: World, *, parts: int, **changes: Any) -> TrainBatches:
+    return TrainBatches(images, world, batch_size=plan.batch_size, seed=plan.seed, steps=2 * 10**6, classes=CLASSES, parts=parts, **changes)
+
+
+def at(several: Sequence[TrainBatches], step: int) -> list[Batch]:
+    """The batch of `step` as each process has it."""
+    return [next(each.steps(step, step + 1)) for each in several]
+
+
+def put_together(several: Sequence[Batch], values: Sequence[Any]) -> Any:
+    """What each process holds of a batch, as the whole: part after part, and of each part process after process."""
+    return np.concatenate([mine[batch.parts[k]] for k in range(len(several[0].parts)) for batch, mine in zip(several, values, strict=True)])
+
+
+def rows(plan: Plan, images: Images, size: int, parts: int, step: int) -> NDArray[np.int64]:
+    several = [train_batches(plan, images, world, parts=parts) for world in processes(size)]
+    whole: NDArray[np.int64] = put_together(at(several, step), [each.index(step) for each in several])
+    return whole
+
+
+def each_epoch_has_every_image_once(plan: Plan) -> None:
+    images, n = noise(plan), plan.examples
+    epoch = plan.step % 10_000
+    first = epoch * n // plan.batch_size
+    last = -(-(epoch + 2) * n // plan.batch_size)
+    order = np.concatenate([rows(plan, images, plan.size, plan.parts, step) for step in range(first, last)])
+    order = order[epoch * n - first * plan.batch_size :]
+    for k in range(2):
+        np.testing.assert_array_equal(np.sort(order[k * n : (k + 1) * n]), np.arange(n))
+    assert n < 20 or (order[:n] != order[n : 2 * n]).any(), "two epochs have one order"
+
+
+def the_order_is_that_of_one_process(plan: Plan) -> None:
+    images = noise(plan)
+    alone = rows(plan, images, 1, 1, plan.step)
+    np.testing.assert_array_equal(rows(plan, images, plan.size, plan.parts, plan.step), alone)
+    np.testing.assert_array_equal(rows(plan, images, plan.size, 1, plan.step), alone)
+    np.testing.assert_array_equal(rows(plan, images, 1, plan.parts, plan.step), alone)
+
+
+def processes_share_a_batch_without_loss(plan: Plan) -> None:
+    images = noise(plan)
+    several = [train_batches(plan, images, world, parts=plan.parts) for world in processes(plan.size)]
+    batch = at(several, plan.step)
+    held = [each.index(plan.step) for each in several]
+    assert sum(map(len, held)) == plan.batch_size, "rows are lost, or held twice"
+    counts = np.array([[len(held[rank][part]) for part in batch[rank].parts] for rank in range(plan.size)])
+    assert counts.sum() == plan.batch_size, "the parts are not the whole"
+    assert counts.min() > 0, "a process has nothing in a part"
+    assert np.ptp(counts, axis=0).max() <= 1, "one process has more to do than another"
+    expected = batches.global_index(plan.examples, plan.batch_size, plan.seed, plan.step)
+    np.testing.assert_array_equal(put_together(batch, held), expected)
+
+
+def evaluation_counts_every_image_once(plan: Plan) -> None:
+    worlds, images = processes(plan.size), noise(plan, classes=plan.examples)  # a label is a row
+    places = [np.concatenate(list(batches.eval_rows(plan.examples, world, batch_size=plan.eval_batch_size))) for world in worlds]
+    np.testing.assert_array_equal(np.sort(np.concatenate(places)), np.arange(plan.examples))
+    for world, mine in zip(worlds, places, strict=True):
+        seen = list(batches.eval_batches(images, world, batch_size=plan.eval_batch_size))
+        assert len(seen) == -(-plan.examples // plan.eval_batch_size), "a process misses a batch, where others meet"
+        np.testing.assert_array_equal(torch.cat([batch.labels for batch in seen]), mine)
+
+
+def going_on_at_any_step_is_going_through(plan: Plan) -> None:
+    """Pixels, labels and targets, with all that is drawn; gone on with on one process where there were several."""
+    images, first = noise(plan), max(0, plan.step - 3)
+    through = [
+        train_batches(plan, images, world, parts=plan.parts, **CHANGES).steps(first, plan.step + 2) for world in processes(plan.size)
+    ]
+    whole = dict(enumerate(zip(*through, strict=True), start=first))
+    for step in (plan.step + 1, plan.step):  # what comes later is asked for first
+        several = at([train_batches(plan, images, world, parts=plan.parts, **CHANGES) for world in processes(plan.size)], step)
+        alone = at([train_batches(plan, images, processes(1)[0], parts=1, **CHANGES)], step)[0]
+        for name in ("images", "labels", "targets"):
+            before = put_together(whole[step], [getattr(batch, name) for batch in whole[step]])
+            np.testing.assert_array_equal(put_together(several, [getattr(batch, name) for batch in several]), before)
+            np.testing.assert_array_equal(getattr(alone, name), before)
+
+
+def updated(plan: Plan, images: Images, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """The gradient [parameters] that the processes agree on in one update: DDP's mean over them, found from one step of plain SGD."""
+    before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+    recipe = Recipe(TrainConfig(), plan.batch_size, 2 * 10**6, 1.0, 1, loss, lambda moment: 1.0, lambda moment: None)
+    gradients, counted = [], 0.0
+    for world in processes(plan.size):
+        nn.utils.vector_to_parameters(before.clone(), model.parameters())
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+        optimizer.param_groups[0]["factor"] = 1.0
+        state = TrainState(model, (optimizer,), GradScaler("cpu", enabled=False), Tally.zero(world.device), step=plan.step)
+        batch = next(train_batches(plan, images, world, parts=plan.parts).steps(plan.step, plan.step + 1))
+        update(state, batch, recipe, 1.0, world)
+        assert cast(One, world).exchanged == [False] * (plan.parts - 1) + [True], (
+            "the gradient is to be exchanged once, with all parts in it"
+        )
+        gradients.append(before - nn.utils.parameters_to_vector(model.parameters()).detach())
+        counted += float(state.tally.sums[0])
+    assert counted == plan.batch_size, "the log counts other images than the batch has"
+    return torch.stack(gradients).mean(0)
+
+
+def every_image_weighs_one_in_the_batch(plan: Plan) -> None:
+    """Image k is one pixel of its own, and its loss that pixel's weight: the gradient is how much each image counts."""
+    images = images_of((np.eye(plan.examples, dtype=np.uint8) * 255)[:, None, None])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(plan.examples, 1, bias=False, dtype=torch.float64))
+    nn.init.zeros_(cast(Tensor, model[1].weight))
+    weights = updated(plan, images, model, lambda logits, _: logits[:, 0])
+    index = batches.global_index(plan.examples, plan.batch_size, plan.seed, plan.step)
+    np.testing.assert_allclose(weights, np.bincount(index, minlength=plan.examples) / plan.batch_size, rtol=1e-12, atol=0)
+
+
+def the_gradient_is_that_of_the_mean(plan: Plan) -> None:
+    images = noise(plan)
+    torch.manual_seed(plan.seed)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(6, 5), nn.Tanh(), nn.Linear(5, CLASSES)).double()
+    batch = at([train_batches(plan, images, processes(1)[0], parts=1)], plan.step)[0]
+    mean = F.cross_entropy(model(batch.images), batch.labels)
+    expected = torch.cat([gradient.flatten() for gradient in torch.autograd.grad(mean, list(model.parameters()))])
+    found = updated(plan, images, model, functools.partial(F.cross_entropy, reduction="none"))
+    np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-13)
+
+
+Property = Callable[[Plan], None]
+PROPERTIES: Sequence[Property] = (
+    each_epoch_has_every_image_once,
+    the_order_is_that_of_one_process,
+    processes_share_a_batch_without_loss,
+    evaluation_counts_every_image_once,
+    going_on_at_any_step_is_going_through,
+    every_image_weighs_one_in_the_batch,
+    the_gradient_is_that_of_the_mean,
+)
+
+
+def campaign(holds: Property, cases: int) -> dict[str, Any]:
+    """How many plans were drawn, and which of them violate the property."""
+    drawn: set[Plan] = set()
+    violations: dict[Plan, str] = {}
+
+    @hypothesis.seed(0)
+    @hypothesis.settings(max_examples=cases, database=None, deadline=None, phases=[hypothesis.Phase.generate])
+    @hypothesis.given(plans())
+    def one(plan: Plan) -> None:
+        drawn.add(plan)
+        try:
+            holds(plan)
+        except Exception as error:  # counted, so that the rest is still tried
+            violations[plan] = f"{holds.__name__}: {plan}: {type(error).__name__}: {' '.join(str(error).split())}"
+
+    began = time.monotonic()
+    one()
+    return {
+        "property": holds.__name__.replace("_", " "),
+        "cases": cases,
+        "different": len(drawn),
+        "violations": len(violations),
+        "seconds": round(time.monotonic() - began, 1),
+        "failures": list(violations.values()),
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--cases", type=int, default=CASES)
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    return report("plan", [campaign(holds, options.cases) for holds in PROPERTIES], cases=options.cases)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
