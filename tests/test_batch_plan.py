@@ -47,7 +47,7 @@ def with_a_position(draw: Callable[..., np.random.Generator]) -> Callable[..., n
     return random
 
 
-def by_means(update: Callable[..., None]) -> Callable[..., None]:
+def by_means(update: Callable[..., object]) -> Callable[..., None]:
     """The mean of means: each process divides by its own count."""
 
     def of_its_own(state: Any, batch: Any, recipe: Any, lr: float, world: World) -> None:

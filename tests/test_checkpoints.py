@@ -4,6 +4,7 @@ import errno
 import functools
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Run
@@ -15,12 +16,12 @@ def fails_to_save(rank: int, *, at: tuple[int, ...], number: int = errno.ENOSPC)
 
     real = state.save
 
-    def save(snapshot: state.Snapshot, folder: Path, keep: int) -> None:
+    def save(snapshot: state.Snapshot, *rest: Any) -> None:
         if snapshot.values["step"] in at:
             raise OSError(number, os.strerror(number))
-        real(snapshot, folder, keep)
+        real(snapshot, *rest)
 
-    state.save = save
+    state.save = save  # type: ignore[assignment]
 
 
 def kept(folder: Path) -> list[str]:

@@ -14,7 +14,7 @@ import contextlib
 import os
 import re
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -132,17 +132,16 @@ class Snapshot:
         return all(bool(weight.isfinite().all()) for weight in self.tensors["weights"].values() if weight.is_floating_point())
 
 
-def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, **values: Any) -> Snapshot:
+def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, over: Snapshot | None = None, **values: Any) -> Snapshot:
     """Everything that has changed, where `wanted`; every process has to ask.
 
-    `tallies` [processes, 3] are those of every process; `values` are kept besides.
+    `tallies` [processes, 3] are those of every process; `values` are kept besides. The memory of
+    the snapshot `over`, which is no longer needed, is used again.
     """
-    contents = {
-        "weights": strategies.gather(bare(state.model).state_dict(), wanted),
-        "optimizer": strategies.gather(_optimizer_tensors(state), wanted),
-        "average": strategies.gather(state.average, wanted),
-        "best": state.best,
-    }
+    changing = {"weights": bare(state.model).state_dict(), "optimizer": _optimizer_tensors(state), "average": state.average}
+    room = over.tensors if over else {}
+    contents = {name: strategies.gather(tensors, wanted, room.get(name, {})) for name, tensors in changing.items()}
+    contents["best"] = state.best
     values |= {
         "step": state.step,
         "seconds": state.seconds,
@@ -153,15 +152,18 @@ def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, **values: Any)
     return Snapshot({name: tensors for name, tensors in contents.items() if tensors or name in ("weights", "optimizer")}, values)
 
 
-def save(snapshot: Snapshot, folder: Path, keep: int) -> None:
-    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`."""
+def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] = lambda: None) -> None:
+    """Write `folder/step-<n>`, whole or not at all, then drop all but the newest `keep`.
+
+    It does not appear before `also` is done: syncing the record that it relies on.
+    """
     final = folder / f"step-{snapshot.values['step']:09d}"
     partial = folder / "partial"
     files.remove(partial)
     partial.mkdir(parents=True)
     for name, tensors in snapshot.tensors.items():
         write(tensors, partial / f"{name}.safetensors")
-    files.commit_folder(partial, final, snapshot.values)
+    files.commit_folder(partial, final, snapshot.values, also)
     found = checkpoints(folder)
     here = found.index(final)
     for old in found[: max(0, here + 1 - keep)] + found[here + 1 :]:  # later ones could not be gone on from

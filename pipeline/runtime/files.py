@@ -8,12 +8,13 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
+THREADS = 16  # which mostly wait for the disk
 
 Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex}
 
@@ -29,11 +30,15 @@ def write_whole(path: Path, content: bytes | str) -> None:
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def write_json(path: Path, value: Any) -> None:
-    write_whole(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
+    write_whole(path, _json(value))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
 def read_json(path: Path) -> Any:
@@ -46,7 +51,7 @@ def read_json(path: Path) -> Any:
 
 def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
     """Write the manifest of `folder`, with a digest of `values` as they will be read."""
-    write_json(folder / MANIFEST, {**values, "sha256": _digest(json.loads(json.dumps(values)))})
+    write_whole(folder / MANIFEST, _manifest(values))
 
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
@@ -64,14 +69,18 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     return values, ""
 
 
+def _manifest(values: Mapping[str, Any]) -> str:
+    return _json({**values, "sha256": _digest(json.loads(json.dumps(values)))})
+
+
 def _digest(values: Any) -> str:
     """sha256 of canonical JSON; a loss that is no number may be among the values."""
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make renames and new names in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Make what is in a file, or the names in a folder, survive a power cut."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
@@ -80,15 +89,29 @@ def sync_folder(folder: Path) -> None:
 
 def seal(folder: Path, paths: Iterable[str]) -> Outputs:
     """Sync the files `paths` of `folder` to the disk; their sizes and digests."""
-    outputs: Outputs = {}
-    for name in sorted(paths):
-        with (folder / name).open("rb") as f:
-            os.fsync(f.fileno())
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-            outputs[name] = {"size": f.tell(), "sha256": digest}
-    for parent in {(folder / name).parent for name in outputs} | {folder}:
-        sync_folder(parent)
+    names = sorted(paths)
+    with ThreadPoolExecutor(THREADS) as pool:
+        syncs = [pool.submit(sync, path) for path in (*(folder / name for name in names), *_folders(folder, names))]
+        outputs = _outputs(folder, names, pool)
+        _all(syncs)
     return outputs
+
+
+def _outputs(folder: Path, names: Sequence[str], pool: Executor) -> Outputs:
+    def one(name: str) -> dict[str, Any]:
+        with (folder / name).open("rb") as f:
+            return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "size": f.tell()}
+
+    return dict(zip(names, pool.map(one, names), strict=True))
+
+
+def _folders(folder: Path, names: Iterable[str]) -> set[Path]:
+    return {(folder / name).parent for name in names} | {folder}
+
+
+def _all(jobs: Iterable[Future[None]]) -> None:
+    for job in jobs:
+        job.result()
 
 
 def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
@@ -119,13 +142,21 @@ def begins_with(path: Path, start: Mapping[str, Any]) -> bool:
     return len(content) == start["size"] and bool(hashlib.sha256(content).hexdigest() == start["sha256"])
 
 
-def commit_folder(partial: Path, final: Path, values: Mapping[str, Any]) -> None:
-    """Give the folder `partial` its manifest, of `values` and its files, and the name `final`."""
-    outputs = seal(partial, [str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file()])
-    write_manifest(partial, {**values, "outputs": outputs})
+def commit_folder(partial: Path, final: Path, values: Mapping[str, Any], also: Callable[[], None] = lambda: None) -> None:
+    """Give the folder `partial` its manifest, of `values` and its files, and then, when all is on the disk, the name `final`.
+
+    The disk is asked for everything at once, `also` for what the folder relies on: it does several
+    syncs in little more than the time of one.
+    """
+    names = sorted(str(p.relative_to(partial)) for p in partial.rglob("*") if p.is_file())
+    with ThreadPoolExecutor(THREADS) as pool:
+        syncs = [pool.submit(also), *(pool.submit(sync, partial / name) for name in names)]
+        (partial / MANIFEST).write_text(_manifest({**values, "outputs": _outputs(partial, names, pool)}))
+        syncs += [pool.submit(sync, path) for path in (partial / MANIFEST, *_folders(partial, names))]
+        _all(syncs)
     remove(final)
     partial.rename(final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def remove(folder: Path) -> None:

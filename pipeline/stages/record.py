@@ -28,6 +28,7 @@ class Record:
         self._mark = time.monotonic()
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
+        self._taken: Snapshot | None = None
         self._left_out = 0  # steps, one after the other
         if space.world.is_main:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
@@ -103,16 +104,17 @@ class Record:
         Raises:
             GateError: the weights are no numbers.
         """
-        world = self._space.world
+        state, world = self._state, self._space.world
         with self.paused():
-            tallies = world.gather(self._state.tally.sums)
-            journal = self._metrics.mark() if world.is_main else {}
-            taken = checkpoints.snapshot(self._state, tallies, wanted=world.is_main, journal=journal, environment=world.environment)
-            if world.any(not taken.is_finite):
-                raise diverged("the weights are no finite numbers", self._state.step)
             self._written()
+            tallies = world.gather(state.tally.sums)
+            also = {"journal": self._metrics.mark() if world.is_main else {}, "environment": world.environment}
+            taken = self._taken = checkpoints.snapshot(state, tallies, wanted=world.is_main, over=self._taken, **also)
+            if world.any(not taken.is_finite):
+                raise diverged("the weights are no finite numbers", state.step)
             if world.is_main:
-                self._writing = self._writer.submit(self._write_checkpoint, taken, keep)
+                place = self._space.dir / "checkpoints"
+                self._writing = self._writer.submit(checkpoints.save, taken, place, keep, self._metrics.sync)
 
     def saved(self) -> None:
         """Wait until the last checkpoint is on the disk.
@@ -122,10 +124,6 @@ class Record:
         """
         if trouble := self._space.world.agree(self._written()):
             raise PipelineError(f"stopped, but {trouble}; the same command goes on from the checkpoint before")
-
-    def _write_checkpoint(self, taken: Snapshot, keep: int) -> None:
-        self._metrics.sync()  # the lines that it relies on come first
-        checkpoints.save(taken, self._space.dir / "checkpoints", keep)
 
     def _written(self) -> str:
         """Wait for the checkpoint that is being written; what went wrong, if that is the machine's fault: training goes on without it."""
