@@ -17,7 +17,17 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model, model_serializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    create_model,
+    model_serializer,
+    model_validator,
+)
 
 from pipeline.errors import ConfigError
 
@@ -42,6 +52,12 @@ def _duration(value: Any) -> Any:
 
 
 Duration = Annotated[timedelta, BeforeValidator(_duration), Field(gt=timedelta(0))]
+
+
+def _power_of_two(value: int) -> int:
+    if value & (value - 1):
+        raise ValueError("shards are halved over and over, so take a power of two, as 4 or 8")
+    return value
 
 
 class Spec(BaseModel):
@@ -126,6 +142,9 @@ class TrainConfig(Section):
     mean: tuple[float, ...] | None = None  # a channel, of pixels in [0, 1]; None: the training split's
     std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
     precision: Literal["no", "tf32", "bf16", "fp16", "fp64"] = "no"  # fp64 is for proving things
+    determinism: Literal["resume", "elastic"] = "resume"  # the same bits on as many processes; elastic: on 1, 2, 4, ... up to `shards`
+    # Of `elastic`: into how many a batch is cut, whoever computes them. Eight, as a machine has GPUs; more would only make them smaller.
+    shards: Annotated[int, Field(ge=1), AfterValidator(_power_of_two)] = 8
     validate_every: float = Field(1.0, gt=0)  # epochs
     metric: Literal["accuracy", "loss", "top5", "balanced_accuracy", "macro_f1"] = "accuracy"  # on the validation split: what is best
     select: Literal["best", "last"] = "best"  # the weights to keep

@@ -107,17 +107,26 @@ def fetched(config: Config) -> Config:
 
 
 def check_size(config: Config, processes: int) -> None:
-    """See that the global batch can be cut into a part for each process and micro-batch.
+    """See that the global batch can be cut into a part for each process, or shard, and micro-batch.
 
     Raises:
-        ConfigError: it is too small.
+        ConfigError: it is too small, or the shards cannot be shared out.
     """
-    accumulate = config.train.accumulate or 1
-    parts = processes * accumulate
-    if config.train.batch_size != "all" and config.train.batch_size < parts:
+    train, elastic = config.train, config.train.determinism == "elastic"
+    if elastic and config.run.strategy in ("fsdp", "dp"):
         raise ConfigError(
-            f"train.batch_size: {config.train.batch_size} images cannot be cut into {parts} parts "
-            f"({processes} processes, train.accumulate={accumulate}); use {parts} or more"
+            f"run.strategy: {config.run.strategy} adds up gradients in an order of its own; with train.determinism=elastic use auto"
+        )
+    if elastic and train.shards % processes:
+        counts = ", ".join(str(2**k) for k in range(train.shards.bit_length()))
+        raise ConfigError(f"train.shards: {train.shards} cannot be shared out evenly to {processes} processes; start one of {counts}")
+    accumulate = train.accumulate or 1
+    each = train.shards if elastic else processes
+    parts = each * accumulate
+    if train.batch_size != "all" and train.batch_size < parts:
+        raise ConfigError(
+            f"train.batch_size: {train.batch_size} images cannot be cut into {parts} parts "
+            f"({each} {'shards' if elastic else 'processes'}, train.accumulate={accumulate}); use {parts} or more"
         )
 
 

@@ -36,7 +36,11 @@ class Process:
         if self.world is None:
             from pipeline.runtime.world import World
 
-            self.world = World(config.run, self.launch, self.stop, precision=config.train.precision, threads=self.threads)
+            train, threads = config.train, self.threads
+            if elastic := train.determinism == "elastic":
+                threads = config.run.threads or 1  # the bits depend on it, so it must not depend on who shares the cores
+            shards = train.shards if elastic else None
+            self.world = World(config.run, self.launch, self.stop, precision=train.precision, threads=threads, shards=shards)
             self.stop.listen()
             self.last.enter_context(self.world)
         return self.world

@@ -50,11 +50,11 @@ def with_a_position(draw: Callable[..., np.random.Generator]) -> Callable[..., n
 def by_means(update: Callable[..., object]) -> Callable[..., None]:
     """The mean of means: each process divides by its own count."""
 
-    def of_its_own(state: Any, batch: Any, recipe: Any, lr: float, world: World) -> None:
-        unfair = recipe.batch_size / world.size / len(batch.labels)
+    def of_its_own(state: Any, mine: Any, recipe: Any, lr: float, world: World) -> None:
+        unfair = recipe.batch_size / world.size / sum(len(batch.labels) for batch in mine)
         loss = recipe.loss
         object.__setattr__(recipe, "loss", lambda logits, targets: loss(logits, targets) * unfair)
-        update(state, batch, recipe, lr, world)
+        update(state, mine, recipe, lr, world)
         object.__setattr__(recipe, "loss", loss)
 
     return of_its_own

@@ -77,7 +77,7 @@ def test_workers_read_the_same_batches(world: World) -> None:
     images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
     images.resident = False  # as if they did not fit on the device
     batches = TrainBatches(images, world, batch_size=8, seed=1, steps=9, classes=3)
-    for alone, read_ahead in zip(batches.steps(3, 9), batches.steps(3, 9, workers=2), strict=True):
+    for (alone,), (read_ahead,) in zip(batches.steps(3, 9), batches.steps(3, 9, workers=2), strict=True):
         assert torch.equal(alone.images, read_ahead.images)
         assert torch.equal(alone.labels, read_ahead.labels)
 
@@ -86,11 +86,11 @@ def test_partners_are_the_same_whichever_process_holds_them(world: World) -> Non
     images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
 
     def mixed(rank: int, size: int) -> list[torch.Tensor]:
-        part = SimpleNamespace(rank=rank, size=size, device=world.device, dtype=world.dtype)
+        part = SimpleNamespace(shards=range(rank, rank + 1), virtual=size, device=world.device, dtype=world.dtype)
         mixes = [functools.partial(MIXES["mixup"], alpha=0.5), functools.partial(MIXES["cutmix"], alpha=1.0)]
         flips = [functools.partial(AUGMENTATIONS["flip"], probability=0.5), AUGMENTATIONS["alternating_flip"]]
         batches = TrainBatches(images, part, batch_size=8, seed=1, steps=9, classes=3, augment=flips, mix=mixes)  # type: ignore[arg-type]
-        batch = next(batches.steps(3, 4))
+        (batch,) = next(batches.steps(3, 4))
         return [batch.images, batch.labels, batch.targets]
 
     whole, parts = mixed(0, 1), zip(*(mixed(rank, 3) for rank in range(3)), strict=True)

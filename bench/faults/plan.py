@@ -5,6 +5,7 @@ python -m bench.faults.plan [--cases N]   N plans for each property
 
 import argparse
 import contextlib
+import itertools
 import functools
 import sys
 import time
@@ -87,7 +88,17 @@ class One:
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor
 
-    def seed(self, seed: int, step: int) -> None: ...
+    @property
+    def shards(self) -> range:
+        return range(self.rank, self.rank + 1)
+
+    @property
+    def virtual(self) -> int:
+        return self.size
+
+    @contextlib.contextmanager
+    def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
+        yield
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         return cast(Tensor, model(images))
@@ -100,7 +111,7 @@ class One:
     def backward(self, loss: Tensor) -> None:
         loss.backward()  # type: ignore[no-untyped-call]
 
-    def average_statistics(self) -> None: ...
+    def exchange(self, model: nn.Module) -> None: ...
 
     def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None: ...
 
@@ -124,7 +135,7 @@ def train_batches(plan: Plan, images: Images, world: World, *, parts: int, **cha
 
 def at(several: Sequence[TrainBatches], step: int) -> list[Batch]:
     """The batch of `step` as each process has it."""
-    return [next(each.steps(step, step + 1)) for each in several]
+    return [batch for each in several for batch in next(each.steps(step, step + 1))]
 
 
 def put_together(several: Sequence[Batch], values: Sequence[Any]) -> Any:
@@ -188,7 +199,7 @@ def going_on_at_any_step_is_going_through(plan: Plan) -> None:
     through = [
         train_batches(plan, images, world, parts=plan.parts, **CHANGES).steps(first, plan.step + 2) for world in processes(plan.size)
     ]
-    whole = dict(enumerate(zip(*through, strict=True), start=first))
+    whole = {step: list(itertools.chain(*each)) for step, each in enumerate(zip(*through, strict=True), start=first)}
     for step in (plan.step + 1, plan.step):  # what comes later is asked for first
         several = at([train_batches(plan, images, world, parts=plan.parts, **CHANGES) for world in processes(plan.size)], step)
         alone = at([train_batches(plan, images, processes(1)[0], parts=1, **CHANGES)], step)[0]
@@ -207,14 +218,14 @@ def updated(plan: Plan, images: Images, model: nn.Module, loss: Callable[[Tensor
         nn.utils.vector_to_parameters(before.clone(), model.parameters())
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         optimizer.param_groups[0]["factor"] = 1.0
-        state = TrainState(model, (optimizer,), GradScaler("cpu", enabled=False), Tally.zero(world.device), step=plan.step)
-        batch = next(train_batches(plan, images, world, parts=plan.parts).steps(plan.step, plan.step + 1))
-        update(state, batch, recipe, 1.0, world)
+        state = TrainState(model, (optimizer,), GradScaler("cpu", enabled=False), [Tally.zero(world.device)], step=plan.step)
+        batches = next(train_batches(plan, images, world, parts=plan.parts).steps(plan.step, plan.step + 1))
+        update(state, batches, recipe, 1.0, world)
         assert cast(One, world).exchanged == [False] * (plan.parts - 1) + [True], (
             "the gradient is to be exchanged once, with all parts in it"
         )
         gradients.append(before - nn.utils.parameters_to_vector(model.parameters()).detach())
-        counted += float(state.tally.sums[0])
+        counted += float(state.tallies[0].sums[0])
     assert counted == plan.batch_size, "the log counts other images than the batch has"
     return torch.stack(gradients).mean(0)
 

@@ -4,6 +4,8 @@ The order of an epoch is a permutation keyed by (seed, epoch); permutations lie 
 global batch n is their rows [n * batch_size, (n + 1) * batch_size). Draws for augmentation are
 made for the whole global batch on the CPU, then cut to the rows of this process. An image that is
 mixed with another of the global batch finds it by its number, whichever process holds that one.
+A process that plays several virtual ones makes the batch of each by itself: the last digits of what
+is computed can depend on how many images there are, and on where in memory they begin.
 """
 
 import dataclasses
@@ -117,7 +119,7 @@ class Images:
 
 
 class TrainBatches(Dataset[Tensor]):
-    """The rows of this process of every global batch; and, where images are mixed, those of their partners."""
+    """The rows of every global batch that each virtual process of this one has; and, where images are mixed, those of their partners."""
 
     def __init__(
         self,
@@ -136,32 +138,31 @@ class TrainBatches(Dataset[Tensor]):
         self._batch_size, self._seed, self._steps, self._classes = batch_size, seed, steps, classes
         self._augment, self._mix = augment, mix
         cut = [np.arange(batch_size)[share(batch_size, part, parts)] for part in range(parts)]
-        mine = [rows[share(len(rows), world.rank, world.size)] for rows in cut]  # of each part, so that all hold the same part at once
-        self._own = np.concatenate(mine)
-        ends = np.cumsum([len(rows) for rows in mine]).tolist()
-        self._parts = [slice(first, last) for first, last in itertools.pairwise([0, *ends])]
+        mine = [[rows[share(len(rows), shard, world.virtual)] for rows in cut] for shard in world.shards]  # all hold the same part at once
+        self._own = [np.concatenate(parts) for parts in mine]
+        self._parts = [_laid_end_to_end(parts) for parts in mine]
 
-    def _rows(self, step: int) -> NDArray[np.int64]:
-        """Of the global batch: this process's, followed by the partners to mix them with."""
+    def _rows(self, step: int) -> list[NDArray[np.int64]]:
+        """Of the global batch: those of each virtual process, followed by the partners to mix them with."""
         if not self._mix:
             return self._own
         partners = random(self._seed, step, MIX).permutation(self._batch_size)
-        return np.concatenate([self._own, partners[self._own]])
+        return [np.concatenate([own, partners[own]]) for own in self._own]
 
     def index(self, step: int) -> NDArray[np.int64]:
-        return global_index(len(self._images), self._batch_size, self._seed, step)[self._rows(step)]
+        return global_index(len(self._images), self._batch_size, self._seed, step)[np.concatenate(self._rows(step))]
 
     def __getitem__(self, step: int) -> Tensor:
         return self._images.take(self.index(step))
 
-    def steps(self, first: int, last: int, workers: int = 0) -> Iterator[Batch]:
-        """The batches of steps `first` to `last` - 1; workers read ahead what is not on the device."""
+    def steps(self, first: int, last: int, workers: int = 0) -> Iterator[list[Batch]]:
+        """Of steps `first` to `last` - 1 the batch of each virtual process; workers read ahead what is not on the device."""
         if self._images.resident or workers == 0:
             taken: Iterator[Tensor] = (self[step] for step in range(first, last))
         else:
             taken = iter(DataLoader(self, batch_size=None, sampler=range(first, last), num_workers=workers, multiprocessing_context="fork"))
         for step, images in zip(range(first, last), taken, strict=True):
-            yield self._batch(step, images)
+            yield self._batches(step, images)
 
     def first_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first images as they are augmented; later ones may be larger."""
@@ -175,10 +176,15 @@ class TrainBatches(Dataset[Tensor]):
             images = augmentation(images, draws)
         return images
 
-    def _batch(self, step: int, taken: Tensor) -> Batch:
-        index, rows = self.index(step), self._rows(step)
+    def _batches(self, step: int, taken: Tensor) -> list[Batch]:
+        rows = self._rows(step)
+        each = zip(rows, self._own, torch.split(taken, [len(r) for r in rows]), self._parts, strict=True)
+        return [dataclasses.replace(self._batch(step, r, own, images), parts=parts) for r, own, images, parts in each]
+
+    def _batch(self, step: int, rows: NDArray[np.int64], own: NDArray[np.int64], taken: Tensor) -> Batch:
+        index = global_index(len(self._images), self._batch_size, self._seed, step)[rows]
         if not (self._augment or self._mix):
-            return dataclasses.replace(self._images.batch(taken, index), parts=self._parts)
+            return self._images.batch(taken, index)
         draws = Draws(
             random(self._seed, step, AUGMENT),
             self._batch_size,
@@ -189,12 +195,11 @@ class TrainBatches(Dataset[Tensor]):
             _image_draws(len(self._images), self._seed)[index],
         )
         batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws))
-        batch = self._mixed(batch, dataclasses.replace(draws, rows=self._own)) if self._mix else batch
-        return dataclasses.replace(batch, parts=self._parts)
+        return self._mixed(batch, dataclasses.replace(draws, rows=own)) if self._mix else batch
 
     def _mixed(self, batch: Batch, draws: Draws) -> Batch:
         """Each image with its partner, by one of the mixes; the target shared out between their labels."""
-        own = len(self._own)
+        own = len(draws.rows)
         images, shares = batch.images[:own].clone(), torch.ones(own, dtype=self._dtype, device=self._device)
         for mix, group in zip(self._mix, draws.groups(len(self._mix)), strict=True):
             mixed, share_of = mix(batch.images[:own], batch.images[own:], draws)
@@ -204,16 +209,21 @@ class TrainBatches(Dataset[Tensor]):
 
 
 def eval_batches(images: Images, world: World, *, batch_size: int) -> Iterator[Batch]:
-    """Each row of a split once over all processes, in order; a process may have fewer, or none, in the last."""
+    """Each row of a split once over all virtual processes, in order; one of them may have fewer, or none, in the last."""
     for index in eval_rows(len(images), world, batch_size=batch_size):
         yield images.batch(images.take(index), index)
 
 
 def eval_rows(count: int, world: World, *, batch_size: int) -> Iterator[NDArray[np.int64]]:
-    """Where this process's part of each batch of `eval_batches` lies in a split of `count` rows."""
-    for start in range(0, count, batch_size):
-        rows = share(min(batch_size, count - start), world.rank, world.size)
+    """Where each batch of `eval_batches` lies in a split of `count` rows."""
+    for start, shard in itertools.product(range(0, count, batch_size), world.shards):
+        rows = share(min(batch_size, count - start), shard, world.virtual)
         yield np.arange(start + rows.start, start + rows.stop)
+
+
+def _laid_end_to_end(parts: Sequence[NDArray[np.int64]]) -> list[slice]:
+    ends = np.cumsum([len(rows) for rows in parts]).tolist()
+    return [slice(first, last) for first, last in itertools.pairwise([0, *ends])]
 
 
 def share(count: int, rank: int, size: int) -> slice:

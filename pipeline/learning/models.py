@@ -224,7 +224,7 @@ def refuse_one(model: "nn.Module", spec: Spec, shape: Shape, classes: int) -> No
     except ValueError as error:
         raise ConfigError(
             f"train.batch_size: {spec.name} cannot learn from parts of one image ({error}); "
-            "raise it, or use a smaller train.accumulate or fewer processes"
+            "raise it, or use a smaller train.accumulate or fewer processes (or train.shards)"
         ) from None
 
 

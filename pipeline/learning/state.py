@@ -40,7 +40,7 @@ class TrainState:
     model: nn.Module  # as wrapped for the strategy
     optimizers: tuple[Optimizer, ...]
     scaler: GradScaler
-    tally: Tally  # since the last line of the log
+    tallies: list[Tally]  # since the last line of the log, of each virtual process
     step: int = 0  # updates done
     seconds: float = 0.0  # spent updating, over all restarts
     history: list[Scores] = field(default_factory=list)  # of all validations
@@ -51,17 +51,24 @@ class TrainState:
     def groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    def means(self, total: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, float]:
+        """Of the tallies, which begin anew; `total` adds over all virtual processes."""
+        means = Tally(total([tally.sums for tally in self.tallies])).means()
+        for tally in self.tallies:
+            tally.sums.zero_()
+        return means
+
     def weights(self, *, wanted: bool) -> Weights:
         """A copy on the CPU of what is to be validated and kept, where `wanted`; every process has to ask."""
         return strategies.gather(self.average or bare(self.model).state_dict(), wanted)
 
     def volatile(self) -> list[Tensor]:
         """What a step changes before its optimizer does: statistics of layers, and sums."""
-        return [self.tally.sums, *(local(buffer) for buffer in bare(self.model).buffers())]
+        return [*(tally.sums for tally in self.tallies), *(local(buffer) for buffer in bare(self.model).buffers())]
 
     def is_finite(self) -> bool:
         """Whether the losses and, unless a scaler sees to them, the gradients are numbers; waits for the device."""
-        found = [self.tally.sums]
+        found = [tally.sums for tally in self.tallies]
         if not self.scaler.is_enabled():
             gradients = [local(p.grad) for group in self.groups for p in group["params"] if p.grad is not None]
             found += torch._foreach_norm(gradients)
@@ -135,7 +142,7 @@ class Snapshot:
 def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, over: Snapshot | None = None, **values: Any) -> Snapshot:
     """Everything that has changed, where `wanted`; every process has to ask.
 
-    `tallies` [processes, 3] are those of every process; `values` are kept besides. The memory of
+    `tallies` [processes, 3] are those of every virtual process; `values` are kept besides. The memory of
     the snapshot `over`, which is no longer needed, is used again.
     """
     changing = {"weights": bare(state.model).state_dict(), "optimizer": _optimizer_tensors(state), "average": state.average}
@@ -201,10 +208,11 @@ def write(tensors: Weights, path: Path) -> None:
         raise
 
 
-def restore(state: TrainState, space: Path, rank: int, size: int, environment: Mapping[str, Any]) -> str:
+def restore(state: TrainState, space: Path, ranks: range, size: int, environment: Mapping[str, Any]) -> str:
     """Load the newest whole checkpoint in `space` whose record is there too; its name, or "" if there is none.
 
-    Says what is not as in `environment` was when it was written, and may change the last digits.
+    This process plays the virtual `ranks` of `size`. What differs from the `environment` in which it
+    was written, and may change the last digits, is said.
     """
     journal = space / "metrics.jsonl"
     for path in reversed(checkpoints(space / "checkpoints")):
@@ -215,14 +223,14 @@ def restore(state: TrainState, space: Path, rank: int, size: int, environment: M
         if not files.begins_with(journal, manifest["journal"]):
             say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")
             continue
-        _load(state, path, manifest, rank == 0)
+        _load(state, path, manifest, is_main=0 in ranks)
         then = manifest["environment"]
         if changed := [k for k in {**then, **environment} if then.get(k) != environment.get(k)]:
             text = ", ".join(f"{name} {then.get(name, 'not set')} then, {environment.get(name, 'not set')} now" for name in changed)
             say(f"train: not to the bit as before: {text}")
         tallies = torch.tensor(manifest["tallies"], dtype=torch.float64)
-        mine = tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0)
-        state.tally.sums.copy_(mine)
+        for rank, tally in zip(ranks, state.tallies, strict=True):
+            tally.sums.copy_(tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0))
         return path.name
     return ""
 

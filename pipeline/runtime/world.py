@@ -27,6 +27,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Stopped
 from pipeline.runtime import strategies
 from pipeline.runtime.console import say
+from pipeline.runtime.elastic import Reduction, in_pairs
 from pipeline.runtime.launch import Launch, StopFlag
 
 WAIT = datetime.timedelta(hours=2)  # others wait this long while process 0 prepares the data
@@ -36,15 +37,19 @@ AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class World:
-    """One process's view of the run. A single CPU process is a world of size one."""
+    """One process's view of the run. A single CPU process is a world of size one.
 
-    def __init__(self, run: RunConfig, launch: Launch, stop: StopFlag, *, precision: str, threads: int) -> None:
-        """Join the other processes; waits until all have come.
+    What depends on the number of processes is told in virtual ones: `shards`, the ranks that this
+    process plays, of `virtual` in all. That is its own rank of `size`, unless training is elastic.
+    """
+
+    def __init__(self, run: RunConfig, launch: Launch, stop: StopFlag, *, precision: str, threads: int, shards: int | None = None) -> None:
+        """Join the other processes, to play `shards` virtual ones together if given; waits until all have come.
 
         Raises:
             ConfigError: the strategy does not fit the processes, or other processes came than were launched.
         """
-        self.strategy = _strategy(run.strategy, launch.size)
+        self.strategy = _strategy(run.strategy, launch.size) if shards is None else "elastic"
         cpu = run.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
@@ -61,6 +66,10 @@ class World:
         self._stop, self._precision, self._run = stop, precision, run
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
+        self.virtual: int = shards or self.size
+        played = self.virtual // self.size
+        self.shards = range(self.rank * played, (self.rank + 1) * played)
+        self._reduction = None if shards is None else Reduction()
         self.is_main: bool = self.rank == 0
         self.device: torch.device = self._accelerator.device
         self._generators = [torch.default_generator]
@@ -97,7 +106,7 @@ class World:
         return {
             "torch": torch.__version__,
             "device": torch.cuda.get_device_name(self.device) if gpu else torch.backends.cpu.get_cpu_capability(),
-            "processes": self.size,
+            **({"processes": self.size} if self._reduction is None else {}),
             "strategy": self.strategy,
             **({} if gpu else {"threads": torch.get_num_threads()}),
             **({"compile": self._run.compile} if self._run.compile != "no" else {}),
@@ -129,8 +138,11 @@ class World:
             model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
+        if self._reduction is not None and batch_norm == "sync" and strategies.batch_norms(model):
+            raise ConfigError("train.batch_norm: shards of determinism=elastic know nothing of each other; use train.batch_norm=local")
         model = strategies.normalise_over(model, batch_norm, self.size, self.device)
-        self._averaged = strategies.batch_norms(model) if self.size > 1 and batch_norm != "sync" else []
+        averages = self._reduction is None and self.size > 1 and batch_norm != "sync"
+        self._averaged = strategies.batch_norms(model) if averages else []
         if self._run.compile != "no":
             model.compile(backend=self._run.compile, dynamic=False)  # a program for each size; one for all takes minutes to find
         if self.strategy == "dp":
@@ -195,7 +207,8 @@ class World:
 
         def attempt(images: int) -> None:
             torch.cuda.empty_cache()
-            room = [torch.empty_like(p) for p in wrapped.parameters() for _ in range(2)]
+            sums = 0 if self._reduction is None else self.virtual.bit_length()
+            room = [torch.empty_like(p) for p in wrapped.parameters() for _ in range(2 + sums)]
             with self.micro_batch(wrapped, last=False):
                 self._rehearse(wrapped, shape, images)
             del room
@@ -211,11 +224,17 @@ class World:
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
 
-    def seed(self, seed: int, step: int) -> None:
-        """Make what the model draws in this step (dropout) a function of (seed, step, rank)."""
+    @contextlib.contextmanager
+    def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
+        """Be the virtual process `shard` in this step: what the model draws (dropout) is a function of (seed, step, shard)."""
         for k, generator in enumerate(self._generators):  # torch.manual_seed would keep a stack trace a call, without CUDA
-            digest = hashlib.blake2b(f"{seed}/{step}/{self.rank}/{k}".encode(), digest_size=7).digest()
+            digest = hashlib.blake2b(f"{seed}/{step}/{shard}/{k}".encode(), digest_size=7).digest()
             generator.manual_seed(int.from_bytes(digest))
+        if self._reduction is not None:
+            self._reduction.begin(model)
+        yield
+        if self._reduction is not None:
+            self._reduction.take(model)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
@@ -250,8 +269,14 @@ class World:
         for each in found:
             each.copy_(any_found)
 
-    def average_statistics(self) -> None:
-        """Make BatchNorm's running statistics the mean over processes, where each has normalised by its own."""
+    def exchange(self, model: nn.Module) -> None:
+        """What DDP and FSDP leave to do when all shards have been played.
+
+        If elastic all of it: gradients and running statistics become the mean over all shards. Else
+        BatchNorm's running statistics become that over processes, where each has normalised by its own.
+        """
+        if self._reduction is not None:
+            self._reduction.end(model, self.total, self.virtual)
         if not self._averaged:
             return
         running = [b for norm in self._averaged for b in (norm.running_mean, norm.running_var) if b is not None]
@@ -265,6 +290,11 @@ class World:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
         return tensor
+
+    def total(self, mine: Sequence[Tensor]) -> Tensor:
+        """The sum over all virtual processes, of which this one has `mine`; if elastic, the same bits on any number of processes."""
+        branch = in_pairs(mine)
+        return self.sum(branch) if self._reduction is None else in_pairs(list(self.gather(branch)))
 
     def gather(self, tensor: Tensor) -> Tensor:
         """That of each process, [size, ...]; the same bits on each."""

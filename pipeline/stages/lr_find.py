@@ -12,7 +12,6 @@ from matplotlib.figure import Figure
 from pipeline.config import TrainConfig
 from pipeline.data.batches import Images
 from pipeline.errors import GateError, Stopped
-from pipeline.learning.metrics import Tally
 from pipeline.learning.schedules import diverged, range_test_rate, suggest
 from pipeline.learning.start import Beginning
 from pipeline.runtime import files
@@ -43,8 +42,7 @@ def lr_find(config: TrainConfig, data: PreparedData, _: Beginning, space: Worksp
             raise Stopped("stopped while looking for a rate; the same command starts again")
         rates.append(range_test_rate(step, STEPS, LOW, HIGH))
         update(state, batch, recipe, rates[-1], world)
-        losses.append(Tally(world.sum(state.tally.sums)).means()["loss"])
-        state.tally.sums.zero_()
+        losses.append(state.means(world.total)["loss"])
         progress.step()
         if not math.isfinite(losses[-1]) or diverged(losses):
             break

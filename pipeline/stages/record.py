@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 
+import torch
+
 from pipeline.errors import GateError, PipelineError
 from pipeline.learning import state as checkpoints
-from pipeline.learning.metrics import Tally
 from pipeline.learning.state import Snapshot, TrainState
 from pipeline.runtime.console import Progress, say
 from pipeline.runtime.journal import Journal
@@ -73,11 +74,10 @@ class Record:
     def training(self, lr: float) -> None:
         """The means since the last time, over all processes; empties the tally."""
         state, world = self._state, self._space.world
-        means = Tally(world.sum(state.tally.sums)).means()
+        means = state.means(world.total)
         if not means:  # all steps were left out
             return
         _refuse_divergence(means, state.step)
-        state.tally.sums.zero_()
         with self.paused():
             speed = (state.step - self._told[0]) * self._batch_size / max(state.seconds - self._told[1], 1e-9)
             self._told = state.step, state.seconds
@@ -107,7 +107,7 @@ class Record:
         state, world = self._state, self._space.world
         with self.paused():
             self._written()
-            tallies = world.gather(state.tally.sums)
+            tallies = world.gather(torch.stack([tally.sums for tally in state.tallies])).flatten(0, 1)
             also = {"journal": self._metrics.mark() if world.is_main else {}, "environment": world.environment}
             taken = self._taken = checkpoints.snapshot(state, tallies, wanted=world.is_main, over=self._taken, **also)
             if world.any(not taken.is_finite):

@@ -61,7 +61,7 @@ def _train(
     world, run = space.world, space.config.run
     state, parts = initial_state(recipe, data, images, world)
     batches = recipe.batches(images, data, world, parts)
-    restored = checkpoints.restore(state, space.dir, world.rank, world.size, world.environment)
+    restored = checkpoints.restore(state, space.dir, world.shards, world.virtual, world.environment)
     if world.any(world.agree(restored) != restored):
         raise DataError(f"the processes see different checkpoints in {space.dir}; all nodes must see the same run.artifacts folder")
     if restored:
@@ -94,26 +94,31 @@ def _train(
     return finish(state, recipe, data, space)
 
 
-def update(state: TrainState, batch: Batch, recipe: "Recipe", lr: float, world: World, left_out: frozenset[int] = frozenset()) -> bool:
-    """One optimizer step on one global batch; advances `state.step`. False if the step was left out.
+def update(
+    state: TrainState, batches: Sequence[Batch], recipe: "Recipe", lr: float, world: World, left_out: frozenset[int] = frozenset()
+) -> bool:
+    """One optimizer step on one global batch, of which this process has `batches`; advances `state.step`.
+
+    False if the step was left out.
 
     The gradient is that of the mean over the global batch, whatever the number of processes and
-    parts: each sums its own losses over the global count, and DDP's mean over processes is undone.
+    parts: each sums its own losses over the global count, and the mean over processes is undone.
     """
     if state.step in left_out:
         state.step += 1
         return False
-    world.seed(recipe.config.seed, state.step)
     before = None if recipe.config.nonfinite == "stop" else [tensor.clone() for tensor in state.volatile()]
     for group in state.groups:
         group["lr"] = lr * group["factor"]
-    for rows in batch.parts:
-        with world.micro_batch(state.model, last=rows is batch.parts[-1]):
-            logits = world.forward(state.model, batch.images[rows])
-            losses = recipe.loss(logits, batch.targets[rows])
-            world.backward(state.scaler.scale(losses.sum() * (world.size / recipe.batch_size)))
-        state.tally.add(logits, batch.labels[rows], losses)
-    world.average_statistics()
+    for shard, batch, tally in zip(world.shards, batches, state.tallies, strict=True):
+        with world.playing(shard, state.model, seed=recipe.config.seed, step=state.step):
+            for rows in batch.parts:
+                with world.micro_batch(state.model, last=rows is batch.parts[-1]):
+                    logits = world.forward(state.model, batch.images[rows])
+                    losses = recipe.loss(logits, batch.targets[rows])
+                    world.backward(state.scaler.scale(losses.sum() * (world.virtual / recipe.batch_size)))
+                tally.add(logits, batch.labels[rows], losses)
+    world.exchange(state.model)
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     world.agree_on_overflow(state.scaler, state.optimizers)
@@ -200,10 +205,9 @@ class Recipe:
     def parts(self, world: World) -> int:
         """Into how many the global batch is cut, one after the other; not for the number of processes to change."""
         parts = self.config.accumulate or (-(-self.batch_size // PART) if self.config.batch_size == "all" else 1)
-        if self.batch_size < parts * world.size:
-            raise ConfigError(
-                f"train.accumulate: {self.batch_size} images cannot be cut into {parts} parts for each of {world.size} processes"
-            )
+        if self.batch_size < parts * world.virtual:
+            each = f"{world.virtual} processes (or shards)"
+            raise ConfigError(f"train.accumulate: {self.batch_size} images cannot be cut into {parts} parts for each of {each}")
         return parts
 
 
@@ -216,18 +220,18 @@ def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: Wor
         index = global_index(len(images), min(WHITENING, len(images)), config.seed, 0)
         bare.whiten(images.batch(images.take(index), index).images.cpu())
     models.refuse_size(bare, config.model, recipe.batches(images, data, world).first_shape(), len(data.classes))
-    together = 1 if config.batch_norm == "sync" else world.size
+    together = 1 if config.batch_norm == "sync" else world.virtual
     if recipe.batch_size // (recipe.parts(world) * together) < 2:
         models.refuse_one(bare, config.model, data.shape, len(data.classes))
     BEGINNINGS[config.init.name](bare, **config.init.options)
     freeze(bare, config.freeze)
     model = world.wrap(bare, data.shape, recipe.batch_size, batch_norm=config.batch_norm)
-    largest = -(-recipe.batch_size // world.size)
+    largest = -(-recipe.batch_size // world.virtual)
     parts = world.parts(model, data.shape, largest, recipe.parts(world))
-    strategies.refuse_parts(model, config.batch_norm, recipe.batch_size, world.size * parts)
+    strategies.refuse_parts(model, config.batch_norm, recipe.batch_size, world.virtual * parts)
     train_mode(model)
     optimizers = OPTIMIZERS[config.optimizer.name](strategies.bare(model), **config.optimizer.options)
-    return TrainState(model, optimizers, world.scaler(), Tally.zero(world.device)), parts
+    return TrainState(model, optimizers, world.scaler(), [Tally.zero(world.device) for _ in world.shards]), parts
 
 
 def validate(state: TrainState, images: Images, recipe: Recipe, space: Workspace) -> Scores:

@@ -1,0 +1,71 @@
+"""Sums to the same bits on any number of processes: those of virtual ones, added in the order of one binary tree.
+
+A process plays a block of virtual processes whose number is a power of two, so its own sum is a
+whole branch of that tree; the branches are added in the same order on every process.
+"""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Reduction:
+    """The gradients and buffers of one step, a virtual process at a time.
+
+    Of n only log2(n) + 1 are kept: two sums of equally many become one of twice as many at once.
+    """
+
+    def __init__(self) -> None:
+        self._sums: list[tuple[int, list[Tensor]]] = []  # of so many virtual processes: what `_parts` says
+        self._before: list[Tensor] = []  # the buffers as the step found them
+
+    @torch.no_grad()
+    def begin(self, model: nn.Module) -> None:
+        """Let a virtual process find the buffers (BatchNorm's running statistics) as every other does."""
+        buffers = list(model.buffers())
+        if not self._sums:
+            self._before = [buffer.clone() for buffer in buffers]
+        for buffer, before in zip(buffers, self._before, strict=True):
+            buffer.copy_(before)
+
+    @torch.no_grad()
+    def take(self, model: nn.Module) -> None:
+        """Add what a virtual process has come to, and take its gradients off the model."""
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in _learnt(model)]
+        found += [buffer.clone() for buffer in _averaged(model)]
+        model.zero_grad()
+        count = 1
+        while self._sums and self._sums[-1][0] == count:
+            before = self._sums.pop()[1]
+            torch._foreach_add_(before, found)
+            count, found = 2 * count, before
+        self._sums.append((count, found))
+
+    @torch.no_grad()
+    def end(self, model: nn.Module, total: Callable[[Sequence[Tensor]], Tensor], virtual: int) -> None:
+        """Give the model the mean over all `virtual` processes; `total` adds over the real ones."""
+        ((_, sums),) = self._sums
+        self._sums.clear()
+        mean = total([torch.cat([each.reshape(-1) for each in sums])]) / virtual  # a power of two: nothing is rounded
+        pieces = iter(torch.split(mean, [each.numel() for each in sums]))
+        for parameter in _learnt(model):  # each in memory of its own, laid out as the parameter: a norm adds in that order
+            parameter.grad = torch.empty_like(parameter).copy_(next(pieces).view_as(parameter))
+        for buffer in _averaged(model):
+            buffer.copy_(next(pieces).view_as(buffer))
+
+
+def in_pairs(branches: Sequence[Tensor]) -> Tensor:
+    """The sum of a power of two of tensors, by adding neighbours until one is left."""
+    while len(branches) > 1:
+        branches = [a + b for a, b in zip(branches[::2], branches[1::2], strict=True)]
+    return branches[0]
+
+
+def _learnt(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def _averaged(model: nn.Module) -> list[Tensor]:
+    """The counts among the buffers are the same for every virtual process."""
+    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]
