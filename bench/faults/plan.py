@@ -5,8 +5,8 @@ python -m bench.faults.plan [--cases N]   N plans for each property
 
 import argparse
 import contextlib
-import itertools
 import functools
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
