@@ -40,6 +40,10 @@ class Stopped(PipelineError):
     exit_code = 75
 
 
+class TakenOver(PipelineError):
+    """Another life of the same run has gone on with it while this one was paused or cut off."""
+
+
 class Interrupted(PipelineError):
     """Asked to stop before there was anything to keep."""
 

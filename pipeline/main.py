@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import __version__, errors
 from pipeline.config import Config, dump, load
-from pipeline.errors import PipelineError
+from pipeline.errors import PipelineError, TakenOver
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, outcome
 from pipeline.runtime.console import say
@@ -48,7 +48,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     launch = read_launch(config.run)
     check_size(config, launch.size)
     stop, threads, terminal = StopFlag(config.run.time_limit), prepare_process(config.run, launch), os.dup(2)
-    code, message = 0, ""
+    code, message, shared = 0, "", False
     try:
         with contextlib.ExitStack() as last:
             if launch.is_main:
@@ -57,10 +57,11 @@ def _run(config: Config, options: argparse.Namespace) -> int:
             code = run_seeds(config, options.count, process) if options.command == "seeds" else _one(config, options, process)
     except (Exception, KeyboardInterrupt) as error:
         code, message = outcome(error)
+        shared = isinstance(error, TakenOver)  # the main process tells of it
         if not isinstance(error, PipelineError | OSError | KeyboardInterrupt):
             traceback.print_exc()
     stop.ignore()
-    if message and (launch.is_main or code == 1):
+    if message and (launch.is_main or (code == 1 and not shared)):
         who = "" if launch.is_main else f"rank {launch.rank}: "
         os.write(terminal, f"pipeline: {who}{message}\n".encode())
     return code

@@ -1,7 +1,7 @@
 """One process of a run, and what it does: the plan, carried out, and word of how it ended."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import PipelineError
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import console
+from pipeline.runtime.claims import Claim
 from pipeline.runtime.folder import RunFolder
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.runner import Runner
@@ -53,8 +54,8 @@ class Process:
 def make(config: Config, until: str, force: str, process: Process) -> dict[str, Any] | None:
     """Make or find everything up to the stage `until`; a whole run's summary, on the main process."""
     launch, place = process.launch, config.run.folder / config.run.name
-    folder = RunFolder(config) if launch.is_main else None
-    if folder is None:
+    folder: RunFolder | None = None
+    if not launch.is_main:
         console.write_to(place / "logs" / f"rank-{launch.rank}.log")
     trackers = Trackers(config, place)
 
@@ -64,9 +65,16 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
         if folder is not None:
             folder.link(name, place, done)
 
-    runner = Runner(config, launch, process.stop, trackers, lambda: process.open_world(config), force, on_stage)
+    def begin(claims: list[Claim]) -> None:
+        nonlocal folder
+        folder = RunFolder(config, process.stop.lose)
+        claims.append(folder.claim)
+        folder.open(config)
+
+    runner = Runner(config, launch, process.stop, trackers, lambda: process.open_world(config), begin, force, on_stage)
+    trackers.ours = lambda: not runner.taken_over()
     plan = Plan(config, runner)
-    with _word_of_the_end(folder):
+    with _word_of_the_end(lambda: folder), runner.watched():
         try:
             getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
         except BaseException as error:
@@ -81,8 +89,8 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
 
 
 @contextlib.contextmanager
-def _word_of_the_end(folder: RunFolder | None) -> Iterator[None]:
-    """Leave word in the run folder, of the main process, of how it ended."""
+def _word_of_the_end(opened: Callable[[], RunFolder | None]) -> Iterator[None]:
+    """Leave word in the run folder, of the main process if it has one, of how it ended; then the folder is anybody's."""
     code, message = 0, ""
     try:
         yield
@@ -90,9 +98,10 @@ def _word_of_the_end(folder: RunFolder | None) -> Iterator[None]:
         code, message = outcome(error)
         raise
     finally:
-        if folder is not None:
-            with contextlib.suppress(OSError):  # a full disk has been told of
+        if folder := opened():
+            with contextlib.suppress(OSError):  # a full disk has been told of; a folder that is another's is left alone
                 folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
+            folder.claim.leave()
 
 
 def outcome(error: BaseException) -> tuple[int, str]:

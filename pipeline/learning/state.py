@@ -167,7 +167,8 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
     final = folder / f"step-{snapshot.values['step']:09d}"
     partial = folder / "partial"
     files.remove(partial)
-    partial.mkdir(parents=True)
+    folder.mkdir(exist_ok=True)  # no parents: a training that another life has taken over must not begin a new place
+    partial.mkdir()
     for name, tensors in snapshot.tensors.items():
         write(tensors, partial / f"{name}.safetensors")
     files.commit_folder(partial, final, snapshot.values, also)

@@ -19,9 +19,12 @@ THREADS = 16  # which mostly wait for the disk
 Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex}
 
 
-def write_whole(path: Path, content: bytes | str) -> None:
-    """Replace `path` with `content`; a reader, or a crash, sees the old file or the new one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> None:
+    """Replace `path` with `content`; a reader, or a crash, sees the old file or the new one.
+
+    It is written in the folder `aside` first, which is that of `path` if not given.
+    """
+    partial = (aside or path.parent) / f".{path.name}.{os.getpid()}.partial"
     try:
         with partial.open("wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
@@ -33,8 +36,8 @@ def write_whole(path: Path, content: bytes | str) -> None:
     sync(path.parent)
 
 
-def write_json(path: Path, value: Any) -> None:
-    write_whole(path, _json(value))
+def write_json(path: Path, value: Any, aside: Path | None = None) -> None:
+    write_whole(path, _json(value), aside)
 
 
 def _json(value: Any) -> str:

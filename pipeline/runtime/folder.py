@@ -6,47 +6,64 @@ status.json                        how it stands: running, done, stopped or fail
 summary.json                       of a finished run: results, counts, seconds, paths
 metrics.jsonl, report              links into the artifacts
 logs/rank-<n>.log                  what the processes other than the main one print
+.run.claim-<n>                     whose it is; what is written is renamed out of it, so that a life that has lost it cannot
 """
 
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, dump
-from pipeline.runtime import files
+from pipeline.errors import ConfigError
+from pipeline.runtime import claims, files
 
 LINKS = {"train": ("metrics.jsonl",), "evaluate": ("report",)}  # stage -> what is linked besides its folder
 
 
 class RunFolder:
-    """Written by the main process alone."""
+    """Written by the main process alone, as long as it is this run's."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, lost: Callable[[str], None]) -> None:
+        """Claim the folder; `lost` is told if another life takes it over.
+
+        Raises:
+            ConfigError: another run is working in it; nothing in it was touched.
+        """
         self.path = config.run.folder / config.run.name
-        self.path.mkdir(parents=True, exist_ok=True)
-        files.write_whole(self.path / "config.yaml", dump(config))
+        claim = claims.take(self.path / ".run", self.path, lost)
+        if isinstance(claim, claims.Owner):
+            raise ConfigError(
+                f"{self.path} is being worked on by pid {claim.pid} on host {claim.host} since {claim.since}; "
+                "wait for it to end, or choose another run.name"
+            )
+        self.claim = claim
+
+    def open(self, config: Config) -> None:
+        """Say in it what is to be done."""
+        files.write_whole(self.path / "config.yaml", dump(config), aside=self.claim.place)
         self.status("running")
 
     def status(self, state: str, **facts: Any) -> None:
-        files.write_json(self.path / "status.json", {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts})
+        values = {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts}
+        files.write_json(self.path / "status.json", values, aside=self.claim.place)
 
     def link(self, stage: str, place: Path, done: bool) -> None:
         """Show what `stage` writes in `place` while it does; when it is done, let that be this run's artifact."""
         if done:
-            _link(self.path / stage, place)
+            self._link(self.path / stage, place)
         for name in LINKS.get(stage, ()):
-            _link(self.path / name, place / name)
+            self._link(self.path / name, place / name)
 
     def summary(self, values: dict[str, Any]) -> None:
-        files.write_json(self.path / "summary.json", values)
+        files.write_json(self.path / "summary.json", values, aside=self.claim.place)
 
-
-def _link(link: Path, target: Path) -> None:
-    relative = os.path.relpath(target.absolute(), link.parent.absolute())
-    if link.is_symlink() and str(link.readlink()) == relative:
-        return
-    fresh = link.with_name(f".{link.name}.{os.getpid()}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(relative)
-    fresh.replace(link)
+    def _link(self, link: Path, target: Path) -> None:
+        relative = os.path.relpath(target.absolute(), link.parent.absolute())
+        if link.is_symlink() and str(link.readlink()) == relative:
+            return
+        fresh = self.claim.place / link.name
+        fresh.unlink(missing_ok=True)
+        fresh.symlink_to(relative)
+        fresh.replace(link)

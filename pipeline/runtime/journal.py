@@ -11,24 +11,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.runtime import files
+
 
 class Journal:
-    """Lines of one step each. Opening it at step n drops what a lost process wrote after n."""
+    """Lines of one step each. Opening it at step n drops what a lost process wrote after n.
+
+    What is kept is copied: a process that was taken for lost may have the old file open, and write to it yet.
+    """
 
     def __init__(self, path: Path, *, step: int) -> None:
-        kept = [line for line in read(path) if line["step"] <= step]
-        self._file = path.open("r+b" if path.exists() else "w+b")
-        self._size, self._digest = 0, hashlib.sha256()
-        for line in kept:
-            self._count(_line(line))
-        self._file.truncate(self._size)
+        kept = b"".join(_line(line) for line in read(path) if line["step"] <= step)
+        files.write_whole(path, kept)
+        self._file = path.open("r+b")
         self._file.seek(0, os.SEEK_END)
+        self._size, self._digest = len(kept), hashlib.sha256(kept)
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         line = _line({"step": step, **values})
         self._file.write(line)
         self._file.flush()
-        self._count(line)
+        self._size += len(line)
+        self._digest.update(line)
 
     def mark(self) -> dict[str, Any]:
         """Size and digest of all lines up to here, for a checkpoint that relies on them."""
@@ -37,10 +41,6 @@ class Journal:
     def sync(self) -> None:
         """Make all lines survive a power cut."""
         os.fsync(self._file.fileno())
-
-    def _count(self, line: bytes) -> None:
-        self._size += len(line)
-        self._digest.update(line)
 
     def close(self) -> None:
         self._file.close()

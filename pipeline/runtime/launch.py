@@ -113,6 +113,7 @@ class StopFlag:
 
     def __init__(self, limit: timedelta | None = None) -> None:
         self.signal: signal.Signals | None = None
+        self.lost = ""  # who has taken this run over, in a line
         seconds = math.inf if limit is None else limit.total_seconds()
         self._deadline = time.monotonic() + seconds - min(30.0, seconds / 10)
         self._first = 0.0
@@ -123,7 +124,11 @@ class StopFlag:
             signal.signal(number, self._note)
 
     def __bool__(self) -> bool:
-        return self.signal is not None or time.monotonic() > self._deadline
+        return self.signal is not None or bool(self.lost) or time.monotonic() > self._deadline
+
+    def lose(self, why: str) -> None:
+        """There is nothing left to do here: another life of this run has gone on with it."""
+        self.lost = why
 
     @property
     def why(self) -> str:

@@ -1,7 +1,8 @@
 """What a stage makes, and the record of its making.
 
-artifacts/<stage>/<fingerprint>/                what the stage wrote, and
-artifacts/<stage>/<fingerprint>/manifest.json   written last: its presence means done
+artifacts/<stage>/<fingerprint>/                what the stage wrote, there only when whole, and
+artifacts/<stage>/<fingerprint>/manifest.json   what that is, and what it was made from
+artifacts/<stage>/<fingerprint>.partial-<n>/    what is being made, or was begun
 """
 
 import dataclasses
@@ -20,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import __version__
 from pipeline.config import Config
-from pipeline.runtime import files, fingerprint
+from pipeline.runtime import claims, files, fingerprint
 
 
 class Artifact(BaseModel, ABC):
@@ -98,6 +99,7 @@ class Look:
     reasons: dict[str, Any]
     manifest: Manifest | None
     why: str
+    work: Path | None = None  # where it is made, by the one that is to make it
 
 
 def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
@@ -130,19 +132,30 @@ def artifact(stage: Stage[A], place: Path, manifest: Manifest) -> A:
     return stage.makes.model_validate({**manifest.result, "dir": place, "digest": manifest.digest})
 
 
-def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism: Mapping[str, Any]) -> Look:
-    """Hash and sync what the stage wrote, and say so in its manifest."""
+def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism: Mapping[str, Any], claim: claims.Claim) -> Look:
+    """Hash and sync what the stage wrote, say so in its manifest, and give it its place."""
+    assert found.work is not None
     manifest = Manifest(
         stage=stage.name,
         reasons=found.reasons,
-        outputs=files.seal(found.place, result.files()),
+        outputs=files.seal(found.work, result.files()),
         result=result.model_dump(mode="json", exclude={"dir", "digest"}),
         code=fingerprint.of_modules(stage.module),
         environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **parallelism},
         seconds=round(seconds, 3),
     )
-    files.write_manifest(found.place, manifest.model_dump(mode="json"))
+    files.write_manifest(found.work, manifest.model_dump(mode="json"))
+    claim.commit(found.place)
     return dataclasses.replace(found, manifest=read(found.place)[0])  # as all later readers see it
+
+
+def begun_before(place: Path) -> str:
+    """What there is of an artifact that is not finished; empty if it was never begun."""
+    partial = claims.newest(place, "partial") or place
+    if not partial.is_dir():
+        return ""
+    kept = any(partial.glob("checkpoints/step-*"))
+    return "goes on where it stopped" if kept else "begun before, but nothing was kept; starts again"
 
 
 def _versions() -> dict[str, str]:
@@ -151,9 +164,8 @@ def _versions() -> dict[str, str]:
 
 
 def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:
-    if place.is_dir():
-        kept = any(place.glob("checkpoints/step-*"))
-        return "goes on where it stopped" if kept else "begun before, but nothing was kept; starts again"
+    if begun := begun_before(place):
+        return begun
     if before is None:
         return "first time"
     changed = [k for k in {**before.reasons, **reasons} if before.reasons.get(k) != reasons.get(k)]

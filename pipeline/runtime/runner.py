@@ -1,7 +1,7 @@
 """Runs a stage once for each distinct (version, configuration, inputs) and keeps what it made.
 
-A stage that was interrupted has a directory and no manifest. Running the same command again
-hands it the same directory, so it carries on where it stopped.
+A stage works in a directory of its own, which gets its final name when it is whole. Running the same
+command again after an interruption hands it the same directory, so it carries on where it stopped.
 """
 
 import contextlib
@@ -15,14 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from filelock import FileLock, Timeout
-
 from pipeline.config import Config
-from pipeline.errors import DataError, PipelineError
-from pipeline.runtime import files
+from pipeline.errors import DataError, PipelineError, TakenOver
+from pipeline.runtime import claims, files
+from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import Launch, StopFlag
-from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, commit, look
+from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, begun_before, commit, look
 
 if TYPE_CHECKING:
     from pipeline.runtime.trackers import Trackers
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 
 FORCED = "forced"
+POLL = 0.5  # seconds between asking whether another run has made it
+KEPT = ("checkpoints", "metrics.jsonl", "timings.jsonl", "wandb.json", "wandb.step")  # of an interrupted stage, for the next life
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,20 @@ class Workspace:
     stop: StopFlag
     open_world: "Callable[[], World]"
     trackers: "Trackers"
+    taken_over: Callable[[], str]  # by whom, in a line, on the main process; empty while the run is ours
 
     @property
     def world(self) -> "World":
         return self.open_world()
+
+    def still_ours(self) -> None:
+        """To be asked by every process, before they go where only the main one would notice.
+
+        Raises:
+            TakenOver: another life of the run has gone on with it.
+        """
+        if lost := self.world.agree(self.taken_over()):
+            raise TakenOver(lost)
 
 
 @dataclass
@@ -56,9 +67,11 @@ class Runner:
     stop: StopFlag
     trackers: "Trackers"
     make_world: "Callable[[], World]"
+    begin: Callable[[list[Claim]], None]  # called once, by the main process: claims the run folder and opens it
     force: str = ""
     on_stage: Callable[[str, Path, bool], None] = lambda name, place, done: None  # told when a stage begins and when it is done
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    claims: list[Claim] = field(default_factory=list)  # what is ours: the run folder, and the stage that is being made
 
     @functools.cached_property
     def world(self) -> "World":
@@ -66,18 +79,32 @@ class Runner:
 
     def __call__(self, stage: Stage[A], *inputs: Input) -> A:
         """The artifact of `stage(*inputs, workspace)`: found if fresh, made if not."""
-        with contextlib.ExitStack() as lock:
+        with self.watched(), contextlib.ExitStack() as held:
             if stage.on == "all":
-                found = self._share(self._told(lambda: self._begin(stage, inputs, lock)))
+                found = self._share(self._told(lambda: self._begin(stage, inputs, held)))
                 if found.manifest is None:
                     result, seconds = self._run(stage, inputs, found)
                     found = self._share(self._told(lambda: self._commit(stage, found, result, seconds)))
             else:
-                found = self._share(self._told(lambda: self._make(stage, inputs, lock)))
-        assert found.manifest is not None
-        self.manifests[stage.name] = found.manifest
-        self.on_stage(stage.name, found.place, True)
+                found = self._share(self._told(lambda: self._make(stage, inputs, held)))
+            assert found.manifest is not None
+            self.manifests[stage.name] = found.manifest
+            self.on_stage(stage.name, found.place, True)
         return artifact(stage, found.place, found.manifest)
+
+    def taken_over(self) -> str:
+        """By whom, in a line; empty while all that was claimed is ours."""
+        return next(filter(None, (claim.lost() for claim in self.claims)), "")
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Whatever goes wrong in a life that another has taken over from goes wrong because of that."""
+        try:
+            yield
+        except Exception:
+            if lost := self.taken_over():
+                raise TakenOver(lost) from None
+            raise
 
     def _share(self, found: Look | PipelineError | None) -> Look:
         """What the main process found, on every process; or why it could not."""
@@ -94,7 +121,10 @@ class Runner:
         if not self.launch.is_main:
             return None
         try:
-            return work()
+            with self.watched():
+                if not self.claims:
+                    self.begin(self.claims)
+                return work()
         except PipelineError as error:
             return error
         except Exception as error:
@@ -103,57 +133,62 @@ class Runner:
             traceback.print_exc()
             return PipelineError(f"{type(error).__name__}: {error}")
 
-    def _begin(self, stage: Stage[A], inputs: tuple[Input, ...], lock: contextlib.ExitStack) -> Look:
-        """Find the stage fresh, or else hold its lock, with its place made ready."""
+    def _begin(self, stage: Stage[A], inputs: tuple[Input, ...], held: contextlib.ExitStack) -> Look:
+        """Find the stage fresh, or else claim it, with a folder to work in made ready."""
         found = self._look(stage, inputs)
-        if found.manifest is None:
-            lock.enter_context(self._locked(found.place))
-            found = self._look(stage, inputs)  # another run may have made it while this one waited
+        if found.manifest is not None:
+            say(f"{stage.name}: {found.why}")
+            return found
+        claim = held.enter_context(self._claimed(found.place))
+        found = self._look(stage, inputs)  # another run may have made it while this one waited
         say(f"{stage.name}: {found.why}")
-        if found.manifest is None:
-            if found.why == FORCED:
-                files.remove(found.place)
-            found.place.mkdir(parents=True, exist_ok=True)
-            (found.place / files.MANIFEST).unlink(missing_ok=True)
-            self.on_stage(stage.name, found.place, False)
-        return found
+        if found.manifest is not None:
+            return found
+        work = claim.folder(adopt=None if self.force == stage.name else found.place)  # a damaged one has checkpoints yet
+        for path in work.iterdir():  # an older life may have it open, and write to it when it wakes
+            if path.name not in KEPT:
+                files.remove(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.on_stage(stage.name, work, False)
+        return dataclasses.replace(found, work=work)
 
     def _look(self, stage: Stage[A], inputs: tuple[Input, ...]) -> Look:
         found = look(self.config, stage, *inputs)
         if self.force == stage.name and found.manifest is not None:  # what a forced one left unfinished is gone on with
-            return dataclasses.replace(found, manifest=None, why=FORCED)
+            begun = claims.newest(found.place, "partial") is not None
+            return dataclasses.replace(found, manifest=None, why=begun_before(found.place) if begun else FORCED)
         return found
 
-    def _make(self, stage: Stage[A], inputs: tuple[Input, ...], lock: contextlib.ExitStack) -> Look:
-        found = self._begin(stage, inputs, lock)
+    def _make(self, stage: Stage[A], inputs: tuple[Input, ...], held: contextlib.ExitStack) -> Look:
+        found = self._begin(stage, inputs, held)
         return found if found.manifest is not None else self._commit(stage, found, *self._run(stage, inputs, found))
 
     def _run(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look) -> tuple[A, float]:
         began = time.monotonic()
-        result = stage.function()(*inputs, Workspace(found.place, self.config, self.stop, lambda: self.world, self.trackers))
+        assert found.work is not None
+        space = Workspace(found.work, self.config, self.stop, lambda: self.world, self.trackers, self.taken_over)
+        result = stage.function()(*inputs, space)
         return result, time.monotonic() - began
 
     def _commit(self, stage: Stage[A], found: Look, result: A, seconds: float) -> Look:
         world = self.__dict__.get("world")  # a stage that needed none has not opened it
         how = {} if world is None else {"world_size": world.size, "strategy": world.strategy, "device": world.device.type}
-        return commit(stage, found, result, seconds, how)
+        return commit(stage, found, result, seconds, how, self.claims[-1])
 
     @contextlib.contextmanager
-    def _locked(self, place: Path) -> Iterator[None]:
-        """Two runs that ask for the same thing: the second waits, then finds it made."""
-        place.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(f"{place}.lock")
+    def _claimed(self, place: Path) -> Iterator[Claim]:
+        """Two runs that ask for the same thing: the second waits, then finds it made; or makes it, if the first is gone."""
         waiting = False
-        while not lock.is_locked:
-            try:
-                lock.acquire(timeout=1)
-            except Timeout:
-                if not waiting:
-                    say(f"waiting for another run that is making {place}")
-                waiting = True
-                if self.stop:
-                    raise self.stop.interrupted("while waiting for another run") from None
+        while not isinstance(claim := claims.take(place, place, self.stop.lose), Claim):
+            if not waiting:
+                say(f"waiting for another run that is making {place}: pid {claim.pid} on host {claim.host}")
+            waiting = True
+            if self.stop:
+                raise self.stop.interrupted("while waiting for another run")
+            time.sleep(POLL)
+        self.claims.append(claim)
         try:
-            yield
+            with self.watched():
+                yield claim
         finally:
-            lock.release()
+            self.claims.remove(claim)
+            claim.leave()

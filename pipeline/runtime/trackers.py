@@ -54,7 +54,9 @@ class _WandB:
 
         self._wandb = wandb
         run_id = _run_id(training / "wandb.json")
-        self._mark = os.open(training / "wandb.step", os.O_RDWR | os.O_CREAT, 0o644)
+        if (mark := training / "wandb.step").exists():
+            files.write_whole(mark, mark.read_bytes())  # a copy: an earlier life may have it open yet
+        self._mark = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
         self._told = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart
         settings = wandb.Settings(silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1)
         if mode == "auto":
@@ -180,6 +182,7 @@ class Trackers:
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
         self.training = folder  # the artifact of the training that is told of, once it is known
+        self.ours: Callable[[], bool] = lambda: True  # whether this life of the run is still the one to tell
         self._open: dict[str, Tracker] | None = None
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
@@ -195,11 +198,13 @@ class Trackers:
         self._tell(lambda tracker: tracker.artifact(name, kind, paths, facts))
 
     def close(self, exit_code: int) -> None:
-        if self._open:
+        if self._open and self.ours():
             self._tell(lambda tracker: tracker.close(exit_code))
             self._open = None
 
     def _tell(self, what: Callable[[Tracker], None]) -> None:
+        if not self.ours():
+            return
         if self._open is None:
             self._open = {}
             for spec in self._config.run.trackers:

@@ -24,7 +24,7 @@ from torch.amp.grad_scaler import GradScaler
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Stopped
+from pipeline.errors import ConfigError, Stopped, TakenOver
 from pipeline.runtime import strategies
 from pipeline.runtime.console import say
 from pipeline.runtime.elastic import Reduction, in_pairs
@@ -314,7 +314,7 @@ class World:
         `POLL` times, or as often as makes it once a second.
         """
         if self.size == 1:
-            return bool(self._stop)
+            return self._told_to(bool(self._stop))
         self._asked += 1
         if self._asked < self._ask_at:
             return False
@@ -323,7 +323,13 @@ class World:
         stop, seconds = self.sum(told).tolist()
         self._asked, self._asked_last = 0, now
         self._ask_at = max(1, min(POLL, int(self.size / max(seconds, 1e-9))))
-        return bool(stop > 0)
+        return self._told_to(bool(stop > 0))
+
+    def _told_to(self, stop: bool) -> bool:
+        """`stop`, unless another life has taken this run over: then there is nothing to keep, and every process leaves at once."""
+        if stop and (lost := self.agree(self._stop.lost)):
+            raise TakenOver(lost)
+        return stop
 
     def agree(self, value: Any) -> Any:
         """The main process's value, on every process."""

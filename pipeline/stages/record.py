@@ -105,6 +105,7 @@ class Record:
             GateError: the weights are no numbers.
         """
         state, world = self._state, self._space.world
+        self._space.still_ours()
         with self.paused():
             self._written()
             tallies = world.gather(torch.stack([tally.sums for tally in state.tallies])).flatten(0, 1)

@@ -1,0 +1,203 @@
+"""Who works in a place: one life of a run at a time. Once another has taken over, it can commit nothing any more.
+
+    <path>.claim-<n>/owner.json   who, and since when; locked while it lives, touched every `BEAT` seconds
+    <path>.partial-<n>/           what it works in, until that is whole and gets its final name
+
+The highest n holds the claim. Nothing is decided by looking and then doing: a claim appears with its owner
+in it, by a rename that fails if another was first, and all that its owner commits is renamed out of these two
+folders. The next life renames them away, and what the old one still tries fails for want of them, however long
+it was asleep in between.
+"""
+
+import contextlib
+import errno
+import fcntl
+import json
+import os
+import secrets
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TextIO
+
+from pipeline.errors import TakenOver
+from pipeline.runtime import files
+
+BEAT, STALE = 3.0, 30.0  # seconds between signs of life, and without one until it counts as gone
+OWNER, LEFT = "owner.json", "left.json"
+
+
+@dataclass(frozen=True)
+class Owner:
+    """One life of a run: its main process."""
+
+    host: str
+    pid: int
+    job: str  # of SLURM, if any
+    restart: int  # of that job
+    since: str
+
+    @classmethod
+    def here(cls) -> "Owner":
+        job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", 0))
+        return cls(socket.gethostname(), os.getpid(), job, restart, time.strftime("%FT%T%z"))
+
+    def follows(self, other: "Owner") -> bool:
+        """Whether SLURM has started this job again, after it has ended that life."""
+        return bool(self.job) and self.job == other.job and self.restart > other.restart
+
+
+class Claim:
+    """A place that is ours, until another takes it over or we leave; `shown` names it to people."""
+
+    def __init__(self, path: Path, number: int, file: TextIO, shown: Path, lost: Callable[[str], None]) -> None:
+        self.path, self.number, self.shown = path, number, shown
+        self.place = Path(f"{path}.claim-{number}")
+        self._file, self._lost, self._left = file, lost, threading.Event()
+        threading.Thread(target=self._beat, daemon=True, name=f"claim of {shown}").start()
+
+    def lost(self) -> str:
+        """Who has it now, in a line; empty while it is ours."""
+        if self._left.is_set() or (self.place / OWNER).exists():
+            return ""
+        owner = _read(newest(self.path, "claim"))
+        how = f"taken over by {owner.host} pid {owner.pid} at {owner.since}" if owner else "removed"
+        return f"{self.shown} was {how}; this one leaves"
+
+    def folder(self, adopt: Path | None = None) -> Path:
+        """What to work in: that of the life before, or else `adopt` if there is one, or else an empty one."""
+        mine = Path(f"{self.path}.partial-{self.number}")
+        while not mine.is_dir():
+            before = newest(self.path, "partial")
+            if before is not None and _number(before) > self.number:
+                raise TakenOver(self.lost())
+            if before is None:
+                before = self.place / "new"  # by way of the claim: a life that has lost it cannot come by
+                if adopt is not None and adopt.is_dir():
+                    adopt.rename(before)
+                else:
+                    before.mkdir(exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):  # an old life, or a new one, was faster
+                before.rename(mine)
+        return mine
+
+    def commit(self, final: Path) -> None:
+        """Give what was worked in its name, in the place of what has had it."""
+        if final.is_dir():
+            final.rename(self.place / "replaced")
+        Path(f"{self.path}.partial-{self.number}").rename(final)
+        files.sync(final.parent)
+        files.remove(self.place / "replaced")
+
+    def leave(self) -> None:
+        """Let anybody have it at once."""
+        self._left.set()
+        with contextlib.suppress(OSError):  # it may be another's by now
+            (self.place / OWNER).rename(self.place / LEFT)
+        self._file.close()
+
+    def _beat(self) -> None:
+        while not self._left.wait(BEAT):
+            with contextlib.suppress(OSError, ValueError):  # a disk that does not answer; or we have just left
+                if lost := self.lost():
+                    self._lost(lost)
+                    return
+                os.utime(self._file.fileno())
+
+
+def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None) -> Claim | Owner:
+    """The claim on `path`, or else who holds it; `lost` is told, by a thread, when another has taken it over."""
+    mine = Owner.here()
+    while True:
+        draft = Path(f"{path}.draft-{secrets.token_hex(4)}")
+        draft.mkdir(parents=True)
+        file = (draft / OWNER).open("x")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            file.write(json.dumps(asdict(mine)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+            worked, held = newest(path, "partial"), newest(path, "claim")  # in this order: the first has no higher number
+            holder = _holder(held, mine, now=os.fstat(file.fileno()).st_mtime)
+            number = 1 + max(_number(worked), _number(held))
+            if holder is None and _became(draft, path, number):
+                claim = Claim(path, number, file, shown, lost)
+                _fence(claim)
+                return claim
+        finally:
+            files.remove(draft)
+        file.close()
+        if holder is not None:
+            return holder
+
+
+def newest(path: Path, kind: str) -> Path | None:
+    """The folder `<path>.<kind>-<n>` with the highest n."""
+    return max(_numbered(path, kind), key=_number, default=None)
+
+
+def _became(draft: Path, path: Path, number: int) -> bool:
+    """Whether `draft` has become the claim of that number, and the highest."""
+    place = Path(f"{path}.claim-{number}")
+    try:
+        draft.rename(place)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    if _number(newest(path, "claim")) == number:
+        return True
+    files.remove(place)  # what was seen was old: others have come and gone since
+    return False
+
+
+def _fence(claim: Claim) -> None:
+    """Take the place of the claims before, whose owners can commit nothing from here on."""
+    for old in _numbered(claim.path, "claim"):
+        if _number(old) < claim.number:
+            with contextlib.suppress(FileNotFoundError):
+                old.rename(claim.place / old.name)
+            files.remove(claim.place / old.name)
+
+
+def _holder(place: Path | None, mine: Owner, *, now: float) -> Owner | None:
+    """Who holds the claim `place`; None if nobody does, or its owner is gone.
+
+    `now` is by the clock of the file system, as the signs of life are, so that those of the machines do not matter.
+    """
+    if place is None:
+        return None
+    try:
+        with (place / OWNER).open() as file:  # opened, since what NFS remembers of a file that is not may be old
+            owner = Owner(**json.load(file))
+            age = now - os.fstat(file.fileno()).st_mtime
+            gone = age > STALE or mine.follows(owner) or (owner.host == mine.host and _is_free(file))
+    except (FileNotFoundError, ValueError, TypeError):  # it has left; or a power cut has left the file empty
+        return None
+    return None if gone else owner
+
+
+def _is_free(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _read(place: Path | None) -> Owner | None:
+    found = place and (files.read_json(place / OWNER) or files.read_json(place / LEFT))
+    return Owner(**found) if found else None
+
+
+def _numbered(path: Path, kind: str) -> list[Path]:
+    start = f"{path.name}.{kind}-"
+    beside = path.parent.iterdir() if path.parent.is_dir() else []
+    return [p for p in beside if p.name.startswith(start) and p.name[len(start) :].isdecimal()]
+
+
+def _number(place: Path | None) -> int:
+    return 0 if place is None else int(place.name.rpartition("-")[2])

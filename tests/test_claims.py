@@ -1,0 +1,155 @@
+"""One life works in a place; who may take it over, and what is left for the one that has lost it."""
+
+import dataclasses
+import json
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from pipeline.errors import TakenOver
+from pipeline.runtime import claims
+from pipeline.runtime.claims import Claim, Owner
+
+
+@pytest.fixture(autouse=True)
+def silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No sign of life but what a test gives."""
+    monkeypatch.setattr(claims, "BEAT", 1000.0)
+
+
+def take(path: Path) -> Claim | Owner:
+    return claims.take(path, path)
+
+
+def taken(path: Path) -> Claim:
+    claim = take(path)
+    assert isinstance(claim, Claim), claim
+    return claim
+
+
+def owned_by(claim: Claim, age: float = 0.0, **facts: object) -> None:
+    """Let the claim look as if another had it, whose last sign of life is `age` seconds old."""
+    path = claim.place / claims.OWNER
+    path.write_text(json.dumps(dataclasses.asdict(dataclasses.replace(Owner.here(), **facts))))  # type: ignore[arg-type]
+    now = path.stat().st_mtime
+    os.utime(path, (now - age, now - age))
+
+
+def test_a_place_has_one_owner(tmp_path: Path) -> None:
+    claim = taken(tmp_path / "x")
+    found = take(tmp_path / "x")
+    assert isinstance(found, Owner)
+    assert (found.pid, claim.lost()) == (os.getpid(), "")
+
+
+def test_what_its_owner_leaves_is_free_at_once(tmp_path: Path) -> None:
+    taken(tmp_path / "x").leave()
+    assert taken(tmp_path / "x").number == 2
+
+
+def test_of_many_that_come_at_once_one_gets_it(tmp_path: Path) -> None:
+    for k in range(20):
+        barrier = threading.Barrier(8)
+
+        def come(_: int, path: Path = tmp_path / str(k), barrier: threading.Barrier = barrier) -> bool:
+            barrier.wait()
+            return isinstance(take(path), Claim)
+
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(come, range(8))) == 1
+
+
+def test_of_many_that_come_at_once_one_takes_it_over(tmp_path: Path) -> None:
+    for k in range(20):
+        owned_by(taken(tmp_path / str(k)), age=claims.STALE + 1)
+        with ThreadPoolExecutor(8) as pool:
+            found = list(pool.map(take, [tmp_path / str(k)] * 8))
+        assert sum(isinstance(each, Claim) for each in found) == 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "age", "lives", "given"),
+    [
+        ({}, 0, True, False),
+        ({}, 0, False, True),
+        ({}, claims.STALE + 1, True, True),
+        ({"host": "elsewhere"}, 0, False, False),
+        ({"host": "elsewhere"}, claims.STALE + 1, False, True),
+        ({"host": "elsewhere", "job": "7", "restart": 1}, 0, True, True),
+        ({"host": "elsewhere", "job": "7", "restart": 2}, 0, True, False),
+        ({"host": "elsewhere", "job": "8", "restart": 1}, 0, True, False),
+    ],
+    ids=["here", "here, dead", "here, paused", "elsewhere", "elsewhere, silent", "an earlier life", "the same life", "another job"],
+)
+def test_it_is_taken_over_from_an_owner_that_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, facts: dict[str, object], age: float, lives: bool, given: bool
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "2")
+    claim = taken(tmp_path / "x")
+    owned_by(claim, age, **facts)
+    if not lives:
+        claim._file.close()
+    assert isinstance(take(tmp_path / "x"), Claim) == given
+    assert bool(claim.lost()) == given
+
+
+def test_one_that_has_lost_it_says_to_whom(tmp_path: Path) -> None:
+    old = taken(tmp_path / "x")
+    owned_by(old, age=claims.STALE + 1)
+    new = taken(tmp_path / "x")
+    assert old.lost().startswith(f"{tmp_path}/x was taken over by {Owner.here().host} pid {os.getpid()} at ")
+    assert old.lost().endswith("; this one leaves")
+    assert new.lost() == ""
+
+
+def test_an_owner_shows_that_it_lives_and_is_told_when_it_has_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "BEAT", 0.01)
+    told = threading.Event()
+    claim = claims.take(tmp_path / "x", tmp_path / "x", lambda why: told.set())
+    assert isinstance(claim, Claim)
+    path = claim.place / claims.OWNER
+    os.utime(path, (0, 0))
+    while path.stat().st_mtime == 0:
+        assert not told.is_set()
+    claim.place.rename(tmp_path / "away")
+    assert told.wait(10)
+    claim.leave()
+
+
+def test_what_a_life_has_begun_the_next_goes_on_with(tmp_path: Path) -> None:
+    old = taken(tmp_path / "x")
+    (old.folder() / "kept").touch()
+    old.leave()
+    new = taken(tmp_path / "x")
+    assert (new.folder() / "kept").exists()
+    new.commit(tmp_path / "x")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x", "x.claim-2"]
+
+
+@pytest.mark.parametrize("before", ["", "partial", "final"])
+def test_one_that_has_lost_it_can_commit_nothing(tmp_path: Path, before: str) -> None:
+    old = taken(tmp_path / "x")
+    if before:
+        old.folder()
+    owned_by(old, age=claims.STALE + 1)
+    new = taken(tmp_path / "x")
+    (new.folder() / "by the new one").touch()
+    if before == "final":
+        new.commit(tmp_path / "x")
+    for work in (lambda: old.folder(), lambda: old.folder(tmp_path / "x"), lambda: old.commit(tmp_path / "x")):
+        with pytest.raises((TakenOver, FileNotFoundError)):
+            work()
+    old.leave()
+    if before != "final":
+        new.commit(tmp_path / "x")
+    assert [p.name for p in (tmp_path / "x").iterdir()] == ["by the new one"]
+    assert new.lost() == ""
+
+
+def test_numbers_go_on_when_the_claims_were_removed_by_hand(tmp_path: Path) -> None:
+    (tmp_path / "x.partial-9").mkdir()
+    assert taken(tmp_path / "x").folder() == tmp_path / "x.partial-10"
