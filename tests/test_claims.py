@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from conftest import Run
 
 from pipeline.errors import TakenOver
 from pipeline.runtime import claims
@@ -153,3 +154,22 @@ def test_one_that_has_lost_it_can_commit_nothing(tmp_path: Path, before: str) ->
 def test_numbers_go_on_when_the_claims_were_removed_by_hand(tmp_path: Path) -> None:
     (tmp_path / "x.partial-9").mkdir()
     assert taken(tmp_path / "x").folder() == tmp_path / "x.partial-10"
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_that_is_held_is_refused_before_anything_is_written(run: Run, tmp_path: Path, processes: int) -> None:
+    claim = taken(tmp_path / "runs/tiny/.run")
+    owned_by(claim, age=-3600)  # however long it takes to start
+    ended = run(until="prepare", processes=processes)
+    assert ended.code == 2
+    (line,) = (line for line in ended.output.splitlines() if line.startswith("pipeline: "))
+    assert line.startswith(f"pipeline: runs/tiny is being worked on by pid {os.getpid()} on host ")
+    assert line.endswith("; wait for it to end, or choose another run.name")
+    assert {p.name for p in (tmp_path / "runs/tiny").iterdir()} <= {claim.place.name, "logs"}
+    assert not (tmp_path / "artifacts").exists()
+
+
+def test_what_is_being_made_can_be_looked_at(run: Run, tmp_path: Path) -> None:
+    assert run(until="train", stop_at=15).code == 75
+    taken(tmp_path / "runs/tiny/.run")
+    assert "train     not fresh goes on where it stopped" in run(until="status").output

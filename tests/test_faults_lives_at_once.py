@@ -4,11 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults import lives_at_once
+from bench.faults.lives_at_once import campaign
+
+
+def failures(folder: Path, *kinds: str) -> list[str]:
+    return [failure for row in campaign(folder, 1, kinds) for failure in row["failures"]]
+
+
+def test_of_several_starts_one_works_and_an_old_life_that_wakes_changes_nothing(tmp_path: Path) -> None:
+    assert failures(tmp_path, "one run", "operation") == []
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("kind", [kind for kind in lives_at_once.KINDS if kind != "time"])
-def test_one_life_works(tmp_path: Path, kind: str) -> None:
-    (row,) = lives_at_once.campaign(tmp_path, 1, [kind])
-    assert row["failures"] == []
+def test_however_lives_meet_one_works(tmp_path: Path) -> None:
+    assert failures(tmp_path, "shared artifacts", "line", "half-way", "two processes") == []
