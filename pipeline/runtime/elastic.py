@@ -17,24 +17,28 @@ class Reduction:
     """
 
     def __init__(self) -> None:
-        self._sums: list[tuple[int, list[Tensor]]] = []  # of so many virtual processes: what `_parts` says
+        self._sums: list[tuple[int, list[Tensor]]] = []  # of so many virtual processes: gradients, then running statistics
+        self._learnt: list[nn.Parameter] = []
+        self._buffers: list[Tensor] = []
         self._before: list[Tensor] = []  # the buffers as the step found them
 
     @torch.no_grad()
     def begin(self, model: nn.Module) -> None:
         """Let a virtual process find the buffers (BatchNorm's running statistics) as every other does."""
-        buffers = list(model.buffers())
         if not self._sums:
-            self._before = [buffer.clone() for buffer in buffers]
-        for buffer, before in zip(buffers, self._before, strict=True):
+            self._learnt = [parameter for parameter in model.parameters() if parameter.requires_grad]
+            self._buffers = list(model.buffers())
+            self._before = [buffer.clone() for buffer in self._buffers]
+        for buffer, before in zip(self._buffers, self._before, strict=True):
             buffer.copy_(before)
 
     @torch.no_grad()
-    def take(self, model: nn.Module) -> None:
+    def take(self) -> None:
         """Add what a virtual process has come to, and take its gradients off the model."""
-        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in _learnt(model)]
-        found += [buffer.clone() for buffer in _averaged(model)]
-        model.zero_grad()
+        found = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._learnt]
+        found += [buffer.clone() for buffer in self._statistics]
+        for parameter in self._learnt:
+            parameter.grad = None
         count = 1
         while self._sums and self._sums[-1][0] == count:
             before = self._sums.pop()[1]
@@ -43,16 +47,21 @@ class Reduction:
         self._sums.append((count, found))
 
     @torch.no_grad()
-    def end(self, model: nn.Module, total: Callable[[Sequence[Tensor]], Tensor], virtual: int) -> None:
+    def end(self, total: Callable[[Sequence[Tensor]], Tensor], virtual: int) -> None:
         """Give the model the mean over all `virtual` processes; `total` adds over the real ones."""
         ((_, sums),) = self._sums
         self._sums.clear()
         mean = total([torch.cat([each.reshape(-1) for each in sums])]) / virtual  # a power of two: nothing is rounded
         pieces = iter(torch.split(mean, [each.numel() for each in sums]))
-        for parameter in _learnt(model):  # each in memory of its own, laid out as the parameter: a norm adds in that order
+        for parameter in self._learnt:  # each in memory of its own, laid out as the parameter: a norm adds in that order
             parameter.grad = torch.empty_like(parameter).copy_(next(pieces).view_as(parameter))
-        for buffer in _averaged(model):
+        for buffer in self._statistics:
             buffer.copy_(next(pieces).view_as(buffer))
+
+    @property
+    def _statistics(self) -> list[Tensor]:
+        """The other buffers are counts, the same for every virtual process."""
+        return [buffer for buffer in self._buffers if buffer.is_floating_point()]
 
 
 def in_pairs(branches: Sequence[Tensor]) -> Tensor:
@@ -60,12 +69,3 @@ def in_pairs(branches: Sequence[Tensor]) -> Tensor:
     while len(branches) > 1:
         branches = [a + b for a, b in zip(branches[::2], branches[1::2], strict=True)]
     return branches[0]
-
-
-def _learnt(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for parameter in model.parameters() if parameter.requires_grad]
-
-
-def _averaged(model: nn.Module) -> list[Tensor]:
-    """The counts among the buffers are the same for every virtual process."""
-    return [buffer for buffer in model.buffers() if buffer.is_floating_point()]

@@ -234,7 +234,7 @@ class World:
             self._reduction.begin(model)
         yield
         if self._reduction is not None:
-            self._reduction.take(model)
+            self._reduction.take()
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
@@ -269,14 +269,14 @@ class World:
         for each in found:
             each.copy_(any_found)
 
-    def exchange(self, model: nn.Module) -> None:
+    def exchange(self) -> None:
         """What DDP and FSDP leave to do when all shards have been played.
 
         If elastic all of it: gradients and running statistics become the mean over all shards. Else
         BatchNorm's running statistics become that over processes, where each has normalised by its own.
         """
         if self._reduction is not None:
-            self._reduction.end(model, self.total, self.virtual)
+            self._reduction.end(self.total, self.virtual)
         if not self._averaged:
             return
         running = [b for norm in self._averaged for b in (norm.running_mean, norm.running_var) if b is not None]

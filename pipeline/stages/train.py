@@ -118,7 +118,7 @@ def update(
                     losses = recipe.loss(logits, batch.targets[rows])
                     world.backward(state.scaler.scale(losses.sum() * (world.virtual / recipe.batch_size)))
                 tally.add(logits, batch.labels[rows], losses)
-    world.exchange(state.model)
+    world.exchange()
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     world.agree_on_overflow(state.scaler, state.optimizers)
