@@ -37,7 +37,7 @@ NET = [
 OPTIMIZERS = ("{name: sgd, momentum: 0.9}", "{name: adamw}")
 STEPS = 16
 COSTS = {
-    "LeNet-5, batch 64": ["data.source={name: synthetic, train: 1000, test: 30, size: 28}", "train.model=lenet5", "train.steps=120"],
+    "LeNet-5, batch 64": ["data.source={name: synthetic, train: 1000, test: 30, size: 28}", "train.model=lenet5", "train.steps=60"],
     "ResNet-18 of width 16, batch 64": [
         "data.source={name: synthetic, train: 1000, test: 30, size: 28}",
         "train.model={name: resnet18, width: 16}",
