@@ -180,6 +180,7 @@ class RunConfig(Section):
     compile: Literal["no", "inductor", "aot_eager"] = "no"  # by torch.compile, with this backend
     channels_last: bool = False
     time_limit: Duration | None = None  # of this start, as in 45m or 1h30m; then it stops with a checkpoint
+    hang_timeout: Duration | None = timedelta(minutes=10)  # without progress in a loop; longer than any step, compilation and all
     processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error
     threads: int | None = Field(None, ge=1)  # a process, on the CPU; None: the cores shared out
     workers: int = Field(0, ge=0)  # processes that read ahead, for data larger than the device

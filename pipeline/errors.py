@@ -34,6 +34,10 @@ class GateError(PipelineError):
     exit_code = 4
 
 
+class Lost(PipelineError):
+    """Another process of the run is gone, and its part with it."""
+
+
 class Stopped(PipelineError):
     """Asked to stop, and did, at a point from which the same command goes on."""
 

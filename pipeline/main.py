@@ -13,9 +13,10 @@ from pipeline import __version__, errors
 from pipeline.config import Config, dump, load
 from pipeline.errors import PipelineError, TakenOver
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
-from pipeline.process import Process, make, outcome
+from pipeline.process import Process, make, outcome, told
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import StopFlag, prepare_process, read_launch, speaks
+from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import run_seeds
 from pipeline.summary import closing_words
 
@@ -47,15 +48,17 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     """Do what was asked for, as one of the processes launched for it; the exit code."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
-    stop, threads, terminal = StopFlag(config.run.time_limit), prepare_process(config.run, launch), os.dup(2)
+    stop = StopFlag(config.run.time_limit)
+    process = Process(launch, stop, prepare_process(config.run, launch), terminal=os.dup(2), last=contextlib.ExitStack())
+    stop.waits = not launch.is_main
+    stop.last_words = process.last_words if launch.is_main else stop.last_words
+    stop.listen()
     code, message, shared = 0, "", False
     try:
-        with contextlib.ExitStack() as last:
-            if launch.is_main:
-                stop.listen()
-            process = Process(launch, stop, threads, last)
+        with process.last:
             code = run_seeds(config, options.count, process) if options.command == "seeds" else _one(config, options, process)
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt) as found:
+        error = told(found, stop)
         code, message = outcome(error)
         shared = isinstance(error, TakenOver)  # the main process tells of it
         if not isinstance(error, PipelineError | OSError | KeyboardInterrupt):
@@ -63,7 +66,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     stop.ignore()
     if message and (launch.is_main or (code == 1 and not shared)):
         who = "" if launch.is_main else f"rank {launch.rank}: "
-        os.write(terminal, f"pipeline: {who}{message}\n".encode())
+        process.say(f"{who}{message}")
     return code
 
 
@@ -73,6 +76,7 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-{options.command}"})})
     summary = make(config, until, options.force, process)
     if options.command == "model":
+        leave_at_signals()
         say(_described(config))
         return 0
     if process.launch.is_main:

@@ -1,25 +1,34 @@
 """One process of a run, and what it does: the plan, carried out, and word of how it ended."""
 
 import contextlib
+import os
+import re
+import secrets
+import socket
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.errors import PipelineError
+from pipeline.errors import Lost, PipelineError
 from pipeline.plan import TARGETS, Plan
-from pipeline.runtime import console
+from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
-from pipeline.runtime.folder import RunFolder
+from pipeline.runtime.folder import RunFolder, write_status
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.runner import Runner
 from pipeline.runtime.trackers import Trackers
+from pipeline.runtime.watch import Watch
 from pipeline.summary import summarise
 
 if TYPE_CHECKING:
     from pipeline.runtime.world import World
 
+LOST = re.compile(  # in what torch raises when a process, or its machine, is gone
+    r"connection (?:reset|refused|closed|was[\w ]+closed)[\w ]*|broken pipe|remote process exited|timed out[\w ]*|socket timeout",
+    re.IGNORECASE,
+)
 STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
 
 
@@ -30,11 +39,15 @@ class Process:
     launch: Launch
     stop: StopFlag
     threads: int
+    terminal: int  # what a person sees, whatever becomes of this process's own output
     last: contextlib.ExitStack  # the other processes are left last: a launcher ends those that stay
+    place: Path = field(default_factory=Path)  # the run folder
     world: "World | None" = None
+    main: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))  # host and pid of the main process
 
     def open_world(self, config: Config) -> "World":
         if self.world is None:
+            self.stop.waits = True
             from pipeline.runtime.world import World
 
             train, threads = config.train, self.threads
@@ -42,9 +55,26 @@ class Process:
                 threads = config.run.threads or 1  # the bits depend on it, so it must not depend on who shares the cores
             shards = train.shards if elastic else None
             self.world = World(config.run, self.launch, self.stop, precision=train.precision, threads=threads, shards=shards)
-            self.stop.listen()
+            self.stop.waits = False
             self.last.enter_context(self.world)
+            if config.run.hang_timeout is not None:
+                self._watch(self.world, config.run.hang_timeout.total_seconds())
         return self.world
+
+    def _watch(self, world: "World", seconds: float) -> None:
+        token, self.main = world.agree((secrets.token_hex(8), self.main))
+        who = {"rank": world.rank, "size": world.size}
+        Watch(world.marks, self.place / ".watch", token, **who, timeout=seconds, end=self.last_words).start()
+
+    def last_words(self, code: int, message: str) -> None:
+        """Say and note how the run ends, for a thread that is about to end this process without its main thread."""
+        self.say(message)
+        if claim := claims.held_by(self.place / ".run", *self.main):
+            with contextlib.suppress(OSError):
+                write_status(self.place, STATES.get(code, "failed"), aside=claim, exit_code=code, message=message)
+
+    def say(self, message: str) -> None:
+        os.write(self.terminal, f"pipeline: {message}\n".encode())
 
     def stopping(self) -> bool:
         """Whether a process was told to stop, the same answer on each."""
@@ -54,6 +84,7 @@ class Process:
 def make(config: Config, until: str, force: str, process: Process) -> dict[str, Any] | None:
     """Make or find everything up to the stage `until`; a whole run's summary, on the main process."""
     launch, place = process.launch, config.run.folder / config.run.name
+    process.place = place
     folder: RunFolder | None = None
     if not launch.is_main:
         console.write_to(place / "logs" / f"rank-{launch.rank}.log")
@@ -79,7 +110,7 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
             getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
         except BaseException as error:
             trackers.close(getattr(error, "exit_code", 1))
-            raise
+            raise told(error, process.stop) from error
         trackers.close(0)
         if folder is None or until != "export":
             return None
@@ -102,6 +133,16 @@ def _word_of_the_end(opened: Callable[[], RunFolder | None]) -> Iterator[None]:
             with contextlib.suppress(OSError):  # a full disk has been told of; a folder that is another's is left alone
                 folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
             folder.claim.leave()
+
+
+def told(error: BaseException, stop: StopFlag) -> BaseException:
+    """`error`, or if it comes of the loss of another process one that says so; a loss while stopping is part of that."""
+    found = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
+    if found is None:
+        return error
+    if stop:
+        return stop.interrupted("while other processes were leaving")
+    return Lost(f"another process was lost: {found[0].lower()}; the same command goes on from the last checkpoint")
 
 
 def outcome(error: BaseException) -> tuple[int, str]:

@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.shards import Shards
+from pipeline.runtime.signals import die_with_parent
 from pipeline.runtime.world import World
 
 ORDER, AUGMENT, MIX, IMAGE = 0, 1, 2, 3  # what a random stream is for
@@ -160,7 +161,8 @@ class TrainBatches(Dataset[Tensor]):
         if self._images.resident or workers == 0:
             taken: Iterator[Tensor] = (self[step] for step in range(first, last))
         else:
-            taken = iter(DataLoader(self, batch_size=None, sampler=range(first, last), num_workers=workers, multiprocessing_context="fork"))
+            loader = functools.partial(DataLoader, multiprocessing_context="fork", worker_init_fn=die_with_parent)
+            taken = iter(loader(self, batch_size=None, sampler=range(first, last), num_workers=workers))
         for step, images in zip(range(first, last), taken, strict=True):
             yield self._batches(step, images)
 

@@ -134,6 +134,13 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
             return holder
 
 
+def held_by(path: Path, host: str, pid: int) -> Path | None:
+    """The claim on `path`, if it is of that process."""
+    place = newest(path, "claim")
+    owner = _read(place)
+    return place if owner and (owner.host, owner.pid) == (host, pid) else None
+
+
 def newest(path: Path, kind: str) -> Path | None:
     """The folder `<path>.<kind>-<n>` with the highest n."""
     return max(_numbered(path, kind), key=_number, default=None)

@@ -23,7 +23,7 @@ LINKS = {"train": ("metrics.jsonl",), "evaluate": ("report",)}  # stage -> what 
 
 
 class RunFolder:
-    """Written by the main process alone, as long as it is this run's."""
+    """Written by the main process alone, as long as it is this run's; but for the status when that hangs."""
 
     def __init__(self, config: Config, lost: Callable[[str], None]) -> None:
         """Claim the folder; `lost` is told if another life takes it over.
@@ -46,8 +46,7 @@ class RunFolder:
         self.status("running")
 
     def status(self, state: str, **facts: Any) -> None:
-        values = {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts}
-        files.write_json(self.path / "status.json", values, aside=self.claim.place)
+        write_status(self.path, state, aside=self.claim.place, **facts)
 
     def link(self, stage: str, place: Path, done: bool) -> None:
         """Show what `stage` writes in `place` while it does; when it is done, let that be this run's artifact."""
@@ -67,3 +66,9 @@ class RunFolder:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(relative)
         fresh.replace(link)
+
+
+def write_status(folder: Path, state: str, *, aside: Path, **facts: Any) -> None:
+    """`aside` is the claim of the life that it tells of: if another has taken the folder over, this fails with OSError."""
+    values = {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts}
+    files.write_json(folder / "status.json", values, aside=aside)

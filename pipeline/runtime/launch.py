@@ -5,8 +5,11 @@ Torch-free, so that `--help`, `status` and a run in which everything is fresh an
 
 import math
 import os
+import select
 import signal
+import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -14,8 +17,10 @@ from types import FrameType
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted
+from pipeline.runtime.signals import STOP_SIGNALS, exit_code
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+GRACE = 3.0  # seconds
+TICK = 0.25  # seconds between two looks at the launcher
 
 
 @dataclass(frozen=True)
@@ -103,25 +108,36 @@ def prepare_process(run: RunConfig, launch: Launch) -> int:
 
 
 class StopFlag:
-    """Set by SIGINT, SIGTERM or SIGUSR1, or by the clock, and looked at when it suits: nothing happens in a handler.
+    """Set by a signal or by the clock, and looked at when it suits: nothing happens in a handler.
 
     A time limit sets it a tenth of the limit early, or half a minute, so that there is time to save.
 
     A second Ctrl-C, given a second or more after the first, interrupts at once; sooner it is
     taken for the same one, since a terminal and a launcher may each deliver it.
+
+    While `waits` is set the process only waits for others, perhaps in C++, where handlers never run, and has
+    nothing to keep: told to stop, it leaves in `GRACE` seconds unless they come. For that Python
+    tells a thread of signals as well, which also sees when torchrun or accelerate are gone.
     """
 
     def __init__(self, limit: timedelta | None = None) -> None:
         self.signal: signal.Signals | None = None
         self.lost = ""  # who has taken this run over, in a line
+        self.waits = False
+        self.last_words: Callable[[int, str], None] = lambda code, message: None  # before a process that waits leaves
         seconds = math.inf if limit is None else limit.total_seconds()
         self._deadline = time.monotonic() + seconds - min(30.0, seconds / 10)
-        self._first = 0.0
+        self._first = math.inf
 
     def listen(self) -> None:
-        """From now on; until then a signal ends the process, as befits one that only waits."""
+        """From now on; until then a signal ends the process."""
+        read, write = os.pipe()
+        os.set_blocking(write, False)
+        signal.set_wakeup_fd(write, warn_on_full_buffer=False)
+        os.register_at_fork(after_in_child=lambda: signal.set_wakeup_fd(-1))  # what a loader's worker is told is not for this process
         for number in STOP_SIGNALS:
             signal.signal(number, self._note)
+        threading.Thread(target=self._attend, args=(read, os.getppid()), name="signals", daemon=True).start()
 
     def __bool__(self) -> bool:
         return self.signal is not None or bool(self.lost) or time.monotonic() > self._deadline
@@ -136,7 +152,7 @@ class StopFlag:
 
     def interrupted(self, when: str) -> Interrupted:
         """To be raised where there is nothing to keep: 130 after Ctrl-C, 143 after any other signal."""
-        return Interrupted(f"stopped {when}; run the same command again", 130 if self.signal is signal.SIGINT else 143)
+        return Interrupted(f"stopped {when}; run the same command again", exit_code(self.signal))
 
     @staticmethod
     def ignore() -> None:
@@ -146,7 +162,25 @@ class StopFlag:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         now = time.monotonic()
-        if self.signal is None:
-            self.signal, self._first = signal.Signals(number), now
-        elif number == signal.SIGINT and now - self._first > 1:
+        self.signal = self.signal or signal.Signals(number)
+        if number == signal.SIGINT and now - self._first > 1:
             raise KeyboardInterrupt
+        self._first = min(self._first, now)
+
+    def _attend(self, pipe: int, parent: int) -> None:
+        """Note signals while the main thread cannot; see that the launcher lives."""
+        launched = "TORCHELASTIC_RUN_ID" in os.environ  # others, a shell say, may well leave before their processes
+        waited = 0.0
+        while True:
+            ready, _, _ = select.select([pipe], [], [], TICK)
+            for number in os.read(pipe, 100) if ready else b"":
+                if number in STOP_SIGNALS:
+                    self.signal = self.signal or signal.Signals(number)
+            if launched and os.getppid() != parent:
+                launched = False
+                os.kill(os.getpid(), signal.SIGTERM)
+            waited = waited + TICK * (not ready) if self.waits and self.signal else 0.0
+            if waited >= GRACE:
+                stopped = self.interrupted("while waiting for the other processes")
+                self.last_words(stopped.exit_code, str(stopped))
+                os._exit(stopped.exit_code)

@@ -29,6 +29,7 @@ from pipeline.runtime import strategies
 from pipeline.runtime.console import say
 from pipeline.runtime.elastic import Reduction, in_pairs
 from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.watch import Marks
 
 WAIT = datetime.timedelta(hours=2)  # others wait this long while process 0 prepares the data
 ONE_THREAD_FLOPS = 1e9  # forward, a process and step; below it a second thread costs more than it brings
@@ -64,6 +65,7 @@ class World:
             ],
         )
         self._stop, self._precision, self._run = stop, precision, run
+        self.marks = Marks()
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
         self.virtual: int = shards or self.size
@@ -94,7 +96,8 @@ class World:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         if dist.is_initialized():
             if error is None or isinstance(error, Stopped):
-                dist.barrier()  # a launcher ends the others when one has left; the main one may still be writing
+                with contextlib.suppress(RuntimeError) if error else contextlib.nullcontext():  # who stops may have left already
+                    dist.barrier()  # a launcher ends the others when one has left; the main one may still be writing
             dist.destroy_process_group()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
@@ -227,6 +230,7 @@ class World:
     @contextlib.contextmanager
     def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
         """Be the virtual process `shard` in this step: what the model draws (dropout) is a function of (seed, step, shard)."""
+        self.marks.step = step
         for k, generator in enumerate(self._generators):  # torch.manual_seed would keep a stack trace a call, without CUDA
             digest = hashlib.blake2b(f"{seed}/{step}/{shard}/{k}".encode(), digest_size=7).digest()
             generator.manual_seed(int.from_bytes(digest))
@@ -238,6 +242,7 @@ class World:
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
+        self.marks.at("forward")
         if self._run.channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, AUTOCAST.get(self._precision), enabled=self._precision in AUTOCAST):
@@ -256,6 +261,7 @@ class World:
             yield
 
     def backward(self, loss: Tensor) -> None:
+        self.marks.at("backward")
         loss.backward()  # type: ignore[no-untyped-call]
 
     def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None:
@@ -286,6 +292,7 @@ class World:
 
     def sum(self, tensor: Tensor) -> Tensor:
         """Elementwise over all processes; the same bits on each."""
+        self.marks.at("exchange")
         if self.size > 1:
             tensor = tensor.clone()
             dist.all_reduce(tensor)
@@ -298,6 +305,7 @@ class World:
 
     def gather(self, tensor: Tensor) -> Tensor:
         """That of each process, [size, ...]; the same bits on each."""
+        self.marks.at("exchange")
         if self.size == 1:
             return tensor[None]
         gathered = [torch.empty_like(tensor) for _ in range(self.size)]
@@ -333,9 +341,11 @@ class World:
 
     def agree(self, value: Any) -> Any:
         """The main process's value, on every process."""
+        self.marks.at("exchange")
         return broadcast_object_list([value])[0] if self.size > 1 else value
 
     def barrier(self) -> None:
+        self.marks.at("exchange")
         self._accelerator.wait_for_everyone()
 
     def synchronize(self) -> None:

@@ -87,7 +87,7 @@ def answers(
     world, batch_size = space.world, space.config.run.eval_batch_size
     model.eval()
     parts: list[list[Answers]] = []
-    for batch in eval_batches(images, world, batch_size=batch_size):
+    for batch in world.marks.each(eval_batches(images, world, batch_size=batch_size)):
         if stoppable and world.stopping():
             raise Stopped("stopped while evaluating; the trained model is kept, the same command goes on")
         several = _logits(model, batch.images, views, world)
@@ -133,7 +133,8 @@ def _answers(
     images = Images(data.open(split), space.world, trained.mean, trained.std)
     loss = functools.partial(LOSSES[trained.loss.name], **trained.loss.options)
     views = [functools.partial(VIEWS[spec.name], **spec.options) for spec in config.views]
-    found = answers(model, images, loss, space, views=views, stoppable=True)
+    with space.world.marks.watched("evaluate"):
+        found = answers(model, images, loss, space, views=views, stoppable=True)
     return dict(zip((split, f"{split}_views"), found, strict=False))
 
 

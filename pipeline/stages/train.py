@@ -72,8 +72,8 @@ def _train(
         raise PipelineError(f"{short}; make room, lower run.keep, or choose another run.artifacts folder")
 
     say(f"train: {world}")
-    with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record:
-        for batch in batches.steps(state.step, recipe.steps, run.workers):
+    with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record, world.marks.watched("train"):
+        for batch in world.marks.each(batches.steps(state.step, recipe.steps, run.workers)):
             lr = recipe.lr(state)
             record.step(update(state, batch, recipe, lr, world, left_out))
             if due(state.step, run.log_every, recipe.steps):

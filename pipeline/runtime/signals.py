@@ -1,0 +1,40 @@
+"""What signals do to a process that has nothing to keep. Imports next to nothing: it comes before all else."""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import sys
+from types import FrameType
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+
+
+def exit_code(number: int | None) -> int:
+    """130 after Ctrl-C, 143 after any other signal."""
+    return 130 if number == signal.SIGINT else 143
+
+
+def leave_at_signals() -> None:
+    """From now on a signal ends the process at once, with its exit code and without a traceback."""
+    for number in STOP_SIGNALS:
+        signal.signal(number, _leave)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0:
+        os.write(2, b"pipeline: stopped; run the same command again\n")
+    os._exit(exit_code(number))
+
+
+def die_with_parent(_: int = 0) -> None:
+    """Let the kernel kill this process, a worker forked by the main thread of another, when that one ends; even if stuck.
+
+    Only Linux can; elsewhere a worker ends when it next looks for its parent.
+    """
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+        parent = multiprocessing.parent_process()
+        if parent is not None and parent.pid != os.getppid():  # it ended before the kernel was asked
+            os._exit(1)
