@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from bench.faults import kills, launcher
-from bench.faults.strikes import LAUNCHER, Strike
+from bench.faults.strikes import LAUNCHER, UPDATE, Strike
 
 SAMPLE = (3, 5, 8, 9, 11, 13, 15, 21, 24, 37)  # cheap ones, of many kinds
 
@@ -29,7 +29,7 @@ def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(tmp_path: Path) 
 @pytest.mark.soak
 @pytest.mark.parametrize("victim", [0, 1, LAUNCHER])
 def test_whichever_process_is_killed_none_is_left(tmp_path: Path, victim: int) -> None:
-    strike = Strike("pipeline.stages.train:update", call=9, by=max(victim, 0), victim=victim)
+    strike = Strike(UPDATE, call=9, by=max(victim, 0), victim=victim)
     end = kills.struck(kills.Case(0, "workers", 2, False, "in the batch", ()).how(strike), tmp_path)
     assert end.came
     assert end.orphans == []

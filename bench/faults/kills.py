@@ -75,7 +75,7 @@ PHASES = {
         "pipeline.runtime.files:remove",
     ],
     "last weights": ["pipeline.stages.train:finish", "pipeline.stages.train:save_file"],
-    "manifest": ["pipeline.runtime.manifests:commit"],
+    "manifest": ["pipeline.runtime.runner:commit"],
     "evaluation": ["pipeline.stages.evaluate:_answers", "pipeline.stages.evaluate:_keep", "pipeline.stages.evaluate:_write"],
     "export": ["pipeline.stages.export:_write_onnx", "pipeline.stages.export:_compare", "pipeline.stages.export:_card"],
     "any moment": [""],

@@ -22,13 +22,12 @@ from typing import Any
 from bench.faults import launcher
 from bench.faults.launcher import How
 from bench.faults.report import Row, report
-from bench.faults.strikes import Strike
+from bench.faults.strikes import UPDATE, Strike
 
 SEED = 0
 AT_ONCE = 3  # cases
 STEPS = 40
 PROCESSES = (1, 2, 4)
-UPDATE = "pipeline.stages.train:update"
 SOON = 120.0  # seconds, for what must end by itself
 
 # 180 images to train on: an epoch is 13.8 steps, and a batch of 13 can be cut evenly into nothing.

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 LAUNCHER = -1  # as a victim, beside the ranks
-LINGER = 15  # seconds of a long step, so that no orphan is gone in time by having finished
+UPDATE = "pipeline.stages.train:update"
 STRUCK = "struck"  # a file in the folder of the run: the time of the blow
 
 
@@ -95,7 +95,7 @@ def _blow(strike: Strike) -> None:
     Path(STRUCK).write_text(str(time.time()))
     os.kill(victim, signal.Signals[strike.signal])
     if strike.victim == LAUNCHER:
-        time.sleep(LINGER)
+        wrap(UPDATE, functools.partial(time.sleep, 1))  # so that no orphan is gone in time by having finished
 
 
 def _pid(rank: int) -> int:
