@@ -22,6 +22,7 @@ from pathlib import Path
 
 from bench.faults import launcher, strikes
 from bench.faults.launcher import How
+from bench.faults.phases import PHASES, PLACES, RECIPES, TINY, UNTIL
 from bench.faults.report import Row, report
 from bench.faults.strikes import LAUNCHER, Strike
 
@@ -31,58 +32,6 @@ PATIENCE = 5.0  # seconds after the kill, until which all must have ended
 SOON = 180.0  # seconds, for what must end by itself
 TORCHRUN = 20  # every so many cases the real one
 
-TINY = [
-    "data.source={name: synthetic, train: 200, test: 57}",
-    "train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16]}",
-    "train.epochs=2",
-    "train.batch_size=12",
-    "train.lr=0.05",
-    "train.augment=[flip, {name: crop, padding: 1}]",
-    "run.name=tiny",
-    "run.log_every=5",
-    "run.checkpoint_every=4",
-    "run.trackers=[]",
-    "run.threads=1",
-]
-RECIPES = {
-    "momentum": ["train.optimizer={name: sgd, momentum: 0.9}"],
-    "adamw, average": ["train.optimizer=adamw", "train.lr=0.003", "train.average={name: ema, decay: 0.9}", "train.warmup=1"],
-    "dropout, batch norm": ["train.model={name: wrn_16_4, depth: 10, widen: 1, dropout: 0.3}", "train.steps=12"],
-    "accumulation": ["train.accumulate=3", "train.batch_size=13"],
-    "workers": ["run.workers=2"],
-    "float16": ["train.precision=fp16", "train.lr=1"],
-    "a checkpoint a step": ["run.checkpoint_every=1", "run.keep=1"],
-    "lines that span": ["run.log_every=7", "run.checkpoint_every=3", "train.validate_every=0.4"],
-    "mixup, plateau": ["train.mix=mixup", "train.schedule={name: plateau, patience: 0, factor: 0.5}", "train.validate_every=0.3"],
-    "wandb": ["run.trackers=[{name: wandb, mode: offline}]"],
-}
-PHASES = {
-    "start-up": ["pipeline.main:make", "pipeline.runtime.world:World.__init__", "pipeline.stages.train:initial_state"],
-    "prepare": ["pipeline.stages.prepare:prepare", "pipeline.data.shards:write"],
-    "in the batch": ["pipeline.data.batches:TrainBatches._batch"],
-    "forward": ["pipeline.runtime.world:World.forward"],
-    "backward": ["torch:Tensor.backward"],
-    "optimizer": ["torch.amp.grad_scaler:GradScaler.step"],
-    "log line": ["pipeline.stages.record:Record.training", "pipeline.runtime.journal:Journal.append"],
-    "validation": ["pipeline.stages.train:validate"],
-    "checkpoint": [
-        "pipeline.stages.record:Record.save",
-        "pipeline.learning.state:save",
-        "pipeline.learning.state:save_file",
-        "pipeline.runtime.files:commit_folder",
-        "pipeline.runtime.files:seal",
-        "pipeline.runtime.files:write_json",
-        "pipeline.runtime.files:remove",
-    ],
-    "last weights": ["pipeline.stages.train:finish", "pipeline.stages.train:save_file"],
-    "manifest": ["pipeline.runtime.runner:commit"],
-    "evaluation": ["pipeline.stages.evaluate:_answers", "pipeline.stages.evaluate:_keep", "pipeline.stages.evaluate:_write"],
-    "export": ["pipeline.stages.export:_write_onnx", "pipeline.stages.export:_compare", "pipeline.stages.export:_card"],
-    "any moment": [""],
-}
-UNTIL = {"evaluation": "evaluate", "export": "run", "manifest": "run", "any moment": "run"}  # of other phases train: seconds less
-PLACES = [place for places in PHASES.values() for place in places if place]
-
 
 @dataclass(frozen=True)
 class Whole:
@@ -90,7 +39,7 @@ class Whole:
 
     results: tuple[bytes, bytes]
     calls: Sequence[Mapping[str, int]]  # by rank: of each place, how often it was called
-    seconds: float
+    seconds: float  # of the main process
 
 
 @dataclass(frozen=True)
@@ -122,7 +71,7 @@ class Case:
 class End:
     """What became of a run that was struck."""
 
-    came: bool  # the blow; a second one may come too late
+    came: bool  # the blow; a second one, or one by the clock, may come too late
     orphans: Sequence[str]
     seconds: float  # from the blow until all had ended
 
@@ -144,6 +93,7 @@ class Outcome:
 
 
 def drawn(number: int, whole: Callable[[str, int, str], Whole]) -> Case:
+    """The case of that number, always the same but for what the clock says."""
     draw = random.Random(f"{SEED}/{number}")
     real = number % TORCHRUN == TORCHRUN - 1
     recipe, processes = draw.choice([name for name in RECIPES if not (real and name == "workers")]), draw.randint(2 if real else 1, 3)
@@ -165,11 +115,11 @@ def drawn(number: int, whole: Callable[[str, int, str], Whole]) -> Case:
 
 def undisturbed(folder: Path, recipe: str, processes: int, phase: str) -> Whole:
     folder.mkdir(parents=True)
-    case, began = Case(0, recipe, processes, False, phase, ()), time.monotonic()
-    code = launcher.run(folder, case.how(counted=PLACES))
+    code = launcher.run(folder, Case(0, recipe, processes, False, phase, ()).how(counted=PLACES))
     assert code == 0, f"{recipe} on {processes}: exit code {code}\n{(folder / 'output.txt').read_text()}"
     calls = [json.loads((folder / f"calls-{rank}.json").read_text()) for rank in range(processes)]
-    return Whole(results(folder), calls, time.monotonic() - began)
+    seconds = (folder / "calls-0.json").stat().st_mtime - (folder / "pid-0").stat().st_mtime
+    return Whole(results(folder), calls, seconds)
 
 
 def results(folder: Path) -> tuple[bytes, bytes]:
@@ -183,7 +133,8 @@ def carried_out(case: Case, whole: Whole, folder: Path) -> Outcome:
     began = time.monotonic()
     code = launcher.run(folder, case.how(), SOON)
     seconds = time.monotonic() - began
-    wrong = _difference(folder, code, whole) or ("" if ends[0].came else "no kill landed")
+    missed = bool(case.strikes[0].at) and not ends[0].came  # a kill by the clock may come too late
+    wrong = _difference(folder, code, whole) or ("no kill landed" if missed else "")
     return Outcome(case, wrong, ends, seconds)
 
 
