@@ -56,7 +56,7 @@ def run(folder: Path, how: How, seconds: float = 300) -> int:
 
 
 def start(folder: Path, how: How) -> Code:
-    """A launcher at work in `folder`; the forked one has the exit code of its first process that failed, a signal being 1."""
+    """A launcher at work in `folder`; the forked one has the exit code of its first rank that failed, a signal being 1."""
     for note in (folder / strikes.STRUCK, *folder.glob("pid-*")):
         note.unlink(missing_ok=True)
     if how.real:

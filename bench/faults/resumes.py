@@ -29,6 +29,7 @@ AT_ONCE = 3  # cases
 STEPS = 40
 PROCESSES = (1, 2, 4)
 SOON = 120.0  # seconds, for what must end by itself
+CLOCK = ("seconds", "outputs", "sha256")  # of a checkpoint's manifest, what depends on the clock, or on what is compared itself
 
 # 180 images to train on: an epoch is 13.8 steps, and a batch of 13 can be cut evenly into nothing.
 TINY = [
@@ -100,12 +101,13 @@ def carried_out(case: Case, whole: Mapping[str, Any], folder: Path) -> str:
         stopped = case.way == "stopped"
         strike = Strike(UPDATE, step - before, True, by=rank, victim=rank, signal="SIGUSR1" if stopped else "SIGKILL")
         code = launcher.run(folder, case.how(strike), SOON)
-        if code != (75 if stopped else 1) or (wrong := _wrong_beginning(folder, before)):
-            return f"interrupted at {step}: {wrong if code else ''} exit code {code}, {_last_words(folder)}"
+        wrong = _wrong_beginning(folder, before)
+        if wrong or (code != 75 if stopped else code < 1):
+            return f"interrupted at {step}: {wrong} exit code {code}, {_last_words(folder)}"
         before = case.kept(step)
     code = launcher.run(folder, case.how(), SOON)
-    if code or (wrong := _wrong_beginning(folder, before)):
-        return f"gone on: exit code {code}, {_last_words(folder)}" if code else wrong
+    if wrong := f"exit code {code}, {_last_words(folder)}" if code else _wrong_beginning(folder, before):
+        return f"gone on: {wrong}"
     found = results(folder)
     return ", ".join(f"{name} differs" for name in sorted(whole.keys() | found.keys()) if whole.get(name) != found.get(name))
 
@@ -114,16 +116,18 @@ def results(folder: Path) -> dict[str, Any]:
     """All that must be the same: by file, or fact of the last checkpoint."""
     run = folder / "runs/tiny"
     last = max((run / "train/checkpoints").glob("step-*"))
-    facts = {f"{last.name}, {k}": v for k, v in json.loads((last / "manifest.json").read_text()).items() if k not in ("seconds", "outputs")}
+    manifest = json.loads((last / "manifest.json").read_text())
+    facts = {f"{last.name}, {name}": value for name, value in manifest.items() if name not in CLOCK}
     tensors = {f"{last.name}/{path.name}": path.read_bytes() for path in last.glob("*.safetensors")}
     chosen = {"weights": (run / "train/weights.safetensors").read_bytes(), "metrics.jsonl": (run / "metrics.jsonl").read_bytes()}
     return chosen | tensors | facts
 
 
 def _wrong_beginning(folder: Path, step: int) -> str:
-    """Whether the run has gone on from a step other than `step`."""
+    """Whether the run has gone on from another step than `step`, or at 0 at all."""
     said = (folder / "output.txt").read_text()
-    return "" if ("going on from" in said) == (step > 0) and (f"going on from step-{step:09d}" in said or not step) else f"not from {step}"
+    right = f"going on from step-{step:09d} " in said if step else "going on from" not in said
+    return "" if right else f"not from step {step};"
 
 
 def _last_words(folder: Path) -> str:
