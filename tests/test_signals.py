@@ -18,7 +18,6 @@ from bench.faults.launched import Trap, alive, start
 from bench.faults.signals import Case, play, strike, undisturbed
 from pipeline.runtime.signals import STOP_SIGNALS, die_with_parent
 
-
 CODES = {number: 130 if number == signal.SIGINT else 143 for number in STOP_SIGNALS}
 
 

@@ -216,10 +216,10 @@ def restore(state: TrainState, space: Path, ranks: range, size: int, environment
     was written, and may change the last digits, is said.
     """
     journal = space / "metrics.jsonl"
-    for path in reversed(checkpoints(space / "checkpoints")):
+    for path in sorted((space / "checkpoints").glob("step-*"), reverse=True):
         manifest, broken = files.read_manifest(path)
         if manifest is None or (broken := files.damage(path, manifest["outputs"])):
-            say(f"train: {path.name} is damaged ({broken}); falling back to the one before")
+            say(f"train: {path.name} is damaged ({broken or f'{files.MANIFEST} is missing'}); falling back to the one before")
             continue
         if not files.begins_with(journal, manifest["journal"]):
             say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")

@@ -59,21 +59,25 @@ def write_manifest(folder: Path, values: Mapping[str, Any]) -> None:
 
 def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The values of the manifest in `folder`, or None; and what is wrong with it: nothing, if it is but absent."""
+    content = b""
     try:
-        values = json.loads((folder / MANIFEST).read_bytes())
+        content = (folder / MANIFEST).read_bytes()
+        values = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except OSError as error:
         return None, f"{MANIFEST}: {error.strerror}"
     except ValueError:
         values = None
-    if not isinstance(values, dict) or values.pop("sha256", "") != _digest(values):
+    as_written = _json(values).encode() == content  # white space, too, which would say that something is wrong with the disk
+    if not isinstance(values, dict) or values.pop("sha256", "") != _digest(values) or not as_written:
         return None, f"{MANIFEST} has changed"
     return values, ""
 
 
 def _manifest(values: Mapping[str, Any]) -> str:
-    return _json({**values, "sha256": _digest(json.loads(json.dumps(values)))})
+    values = json.loads(json.dumps(values))  # as they will be read
+    return _json({**values, "sha256": _digest(values)})
 
 
 def _digest(values: Any) -> str:

@@ -19,6 +19,8 @@ def predict(folder: Path, images: Sequence[Path]) -> Iterator[tuple[Path, str, f
     """
     folder = folder / "export" if (folder / "export").is_dir() else folder
     manifest, broken = files.read_manifest(folder)
+    if manifest is None and (folder / "model.onnx").exists():
+        broken = broken or f"{files.MANIFEST} is missing"
     if not broken and (manifest is None or manifest.get("stage") != "export"):
         raise ConfigError(f"no export in {folder}; give the folder of a finished run or of its export")
     if manifest is None or (broken := files.damage(folder, manifest["outputs"])):
