@@ -121,3 +121,12 @@ def test_evaluation_reads_each_row_once_in_order(world: World) -> None:
     images = Images(split([23]), world, [0] * 3, [1] * 3)
     labels = torch.cat([batch.labels for batch in eval_batches(images, world, batch_size=5)])
     assert labels.tolist() == list(range(23))
+
+
+def test_what_the_model_draws_is_a_function_of_seed_and_step(world: World) -> None:
+    def drawn(seed: int, step: int) -> tuple[float, ...]:
+        world.seed(seed, step)
+        return tuple(torch.rand(3).tolist())
+
+    assert len({drawn(seed, step) for seed in range(3) for step in range(3)}) == 9
+    assert drawn(1, 2) == drawn(1, 2)

@@ -1,5 +1,7 @@
 """Files are whole or absent, and damage is noticed before use."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,33 @@ def test_a_committed_folder_lists_what_it_holds(tmp_path: Path) -> None:
     manifest = files.read_json(tmp_path / "final" / files.MANIFEST)
     assert (manifest["step"], list(manifest["outputs"])) == (3, ["x"])
     assert not (tmp_path / "partial").exists()
+
+
+def test_a_name_is_given_to_what_is_on_the_disk_and_the_name_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []  # in order: what is synced, by its name at the time, and what is renamed
+
+    def fsync(descriptor: int) -> None:
+        done.append(f"sync {Path(f'/proc/self/fd/{descriptor}').readlink().relative_to(tmp_path.resolve())}")
+
+    def noted(rename: Callable[[Path, Path], Path]) -> Callable[[Path, Path], Path]:
+        def renamed(old: Path, new: Path) -> Path:
+            done.append(f"rename {new.name}")
+            return rename(old, new)
+
+        return renamed
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(Path, "rename", noted(Path.rename))
+    monkeypatch.setattr(Path, "replace", noted(Path.replace))
+    (tmp_path / "partial" / "deep").mkdir(parents=True)
+    (tmp_path / "partial" / "deep" / "x").write_text("x")
+    files.commit_folder(tmp_path / "partial", tmp_path / "final", {})
+    content, written, named = done[:3], done[4:-2], done[-2:]
+    assert sorted(content) == ["sync partial", "sync partial/deep", "sync partial/deep/x"]
+    assert content[0] == "sync partial/deep/x"
+    assert done[3].startswith("sync partial/.manifest.json.")
+    assert written == ["rename manifest.json", "sync partial"]
+    assert named == ["rename final", "sync ."]
 
 
 def test_a_manifest_with_any_bit_flipped_is_not_believed(tmp_path: Path) -> None:

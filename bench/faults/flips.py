@@ -173,7 +173,10 @@ def stage(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, list
 def predicted(folder: Path, broken: set[str]) -> Outcome:
     said, told = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
-        code = command(["predict", str(folder / "runs" / "tiny"), str(folder / "image.png")])
+        try:
+            code = command(["predict", str(folder / "runs" / "tiny"), str(folder / "image.png")])
+        except Exception:  # with a traceback
+            return Outcome(False, False, False)
     lines = told.getvalue().splitlines()
     return Outcome(code != 0 and not said.getvalue(), any(name in told.getvalue() for name in broken), code == 3 and len(lines) == 1)
 
