@@ -1,0 +1,21 @@
+"""Deliberate bugs are noticed by the tests."""
+
+import pytest
+
+from bench.faults import mutants
+from bench.faults.mutants import MUTANTS, ROOT, Mutant
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.what)
+def test_each_bug_can_be_put_in(mutant: Mutant) -> None:
+    compile(mutant.source(ROOT), mutant.file, "exec")
+
+
+def test_a_bug_that_cannot_be_put_in_is_told_of() -> None:
+    with pytest.raises(ValueError, match=r"errors\.py has 'no such text' 0 times; it must be there once"):
+        Mutant("x", "errors.py", "no such text", "", ()).source(ROOT)
+
+
+@pytest.mark.soak
+def test_a_third_of_the_bugs_is_noticed() -> None:
+    assert [failure for row in mutants.campaign(MUTANTS[::3]) for failure in row.get("failures", [])] == []
