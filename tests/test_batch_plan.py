@@ -14,7 +14,7 @@ from pipeline.runtime.world import World
 from pipeline.stages import train
 
 CASES = 300
-UNEVEN = Plan(examples=23, batch_size=11, size=2, parts=3, seed=5, step=9, eval_batch_size=7)
+UNEVEN = Plan(examples=23, batch_size=11, size=2, played=1, parts=3, seed=5, step=9, eval_batch_size=7)
 
 
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
@@ -50,11 +50,11 @@ def with_a_position(draw: Callable[..., np.random.Generator]) -> Callable[..., n
 def by_means(update: Callable[..., object]) -> Callable[..., None]:
     """The mean of means: each process divides by its own count."""
 
-    def of_its_own(state: Any, mine: Any, recipe: Any, lr: float, world: World) -> None:
-        unfair = recipe.batch_size / world.size / sum(len(batch.labels) for batch in mine)
+    def of_its_own(state: Any, batches: Any, recipe: Any, lr: float, world: World) -> None:
+        unfair = recipe.batch_size / world.size / len(batches[0].labels)
         loss = recipe.loss
         object.__setattr__(recipe, "loss", lambda logits, targets: loss(logits, targets) * unfair)
-        update(state, mine, recipe, lr, world)
+        update(state, batches, recipe, lr, world)
         object.__setattr__(recipe, "loss", loss)
 
     return of_its_own

@@ -51,10 +51,10 @@ class Kept:
     def save(self, state: TrainState, keep: int = 3, processes: int = 1) -> None:
         self.journal.append(state.step, {"loss": 1 / (1 + state.step)})
         tallies = state.tallies[0].sums.expand(processes, 3)
-        save(state, snapshot(state, wanted=True), self.folder, keep, tallies, self.journal.sync())
+        save(snapshot(state, tallies, wanted=True, journal=self.journal.mark(), environment={}), self.folder, keep, self.journal.sync)
 
     def restore(self, state: TrainState, rank: int = 0, size: int = 1) -> str:
-        return restore(state, self.folder, self.record, range(rank, rank + 1), size)
+        return restore(state, self.folder.parent, range(rank, rank + 1), size, {})
 
     @property
     def names(self) -> list[str]:
@@ -73,7 +73,7 @@ def content(state: TrainState) -> dict[str, Any]:
         return {name: value.tolist() for name, value in tensors.items()}
 
     return {
-        **{name: whole(tensors) for name, tensors in snapshot(state, wanted=True).items()},
+        **{name: whole(tensors) for name, tensors in snapshot(state, torch.empty(0), wanted=True).tensors.items()},
         "scaler": state.scaler.state_dict(),
         "rest": (state.step, state.seconds, copy.deepcopy(state.history), state.tallies[0].sums.tolist()),
     }

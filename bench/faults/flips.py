@@ -23,6 +23,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from conftest import TINY
 from PIL import Image
 from processes import launch
@@ -74,7 +75,6 @@ class Kept:
         assert launch(folder / "parts", ["train", *RECIPE], stop_at=30).code == 75
         self.results = results(folder / "whole")
         (self.training,) = (folder / "parts").glob("artifacts/train/*/checkpoints")
-        self.journal = self.training.parent / "metrics.jsonl"
         self.known = {name: self.restored(only=name)[2] for name in ["", *self.names]}
 
     @property
@@ -95,13 +95,14 @@ class Kept:
         state, _ = initial_state(recipe, data, Images(data.open("train"), self.world, [0.5], [0.5]), self.world)
         with tempfile.TemporaryDirectory() as copy, contextlib.redirect_stdout(said):
             if only:
-                shutil.copytree(self.training / only, Path(copy) / only)
+                shutil.copytree(self.training / only, Path(copy) / "checkpoints" / only)
+                shutil.copy(self.training.parent / "metrics.jsonl", copy)
             try:
-                name = checkpoints.restore(state, self.training if only is None else Path(copy), self.journal, 0, 1)
+                name = checkpoints.restore(state, self.training.parent if only is None else Path(copy), range(1), 1, {})
             except Exception as error:  # which a run would end with
                 name = f"{type(error).__name__}: {error}"
-        tensors = checkpoints.snapshot(state, wanted=True)
-        rest = [state.step, state.seconds, state.history, state.scaler.state_dict(), state.tally.sums.tolist()]
+        tensors = checkpoints.snapshot(state, torch.empty(0), wanted=True).tensors
+        rest = [state.step, state.seconds, state.history, state.scaler.state_dict(), [tally.sums.tolist() for tally in state.tallies]]
         content = b"".join(key.encode() + save(tensors[key]) for key in sorted(tensors)) + json.dumps(rest).encode()
         return name, said.getvalue(), hashlib.sha256(content).hexdigest()
 

@@ -186,7 +186,7 @@ def _rank(folder: Path, words: list[str], rank: int, size: int, port: int, trap:
     if trap is not None:
         trap.set(folder, rank)
     _tell_of_the_end(folder.absolute() / f"code-{rank}")
-    _child(folder, words, rank, variables, 0, 0)
+    _child(folder, words, rank, variables, 0, 0, None)
 
 
 def _tell_of_the_end(note: Path) -> None:

@@ -44,7 +44,7 @@ class Mutant:
         return text.replace(self.old, self.new)
 
 
-CHECKPOINTS, FILES = ("tests/test_checkpoints.py",), ("tests/test_files.py",)
+CHECKPOINTS, FILES = ("tests/test_state.py",), ("tests/test_files.py",)
 PLAN, DISK, STATE, BATCHES, TRAIN = (
     "tests/test_batch_plan.py",
     "runtime/files.py",

@@ -6,7 +6,6 @@ python -m bench.faults.plan [--cases N]   N plans for each property
 import argparse
 import contextlib
 import functools
-import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -49,10 +48,15 @@ class Plan:
     examples: int
     batch_size: int
     size: int  # processes
+    played: int  # virtual processes that each one plays
     parts: int  # of a batch, one after the other
     seed: int
     step: int
     eval_batch_size: int
+
+    @property
+    def worlds(self) -> list[World]:
+        return processes(self.size, self.played)
 
 
 @st.composite
@@ -61,11 +65,13 @@ def plans(draw: st.DrawFn, examples: int = 200, processes: int = 9, parts: int =
     count = draw(st.integers(1, examples))
     batch_size = draw(st.integers(1, count) | st.just(count))
     size = draw(st.integers(1, min(processes, batch_size)))
+    played = draw(st.integers(1, min(4, batch_size // size)))
     return Plan(
         examples=count,
         batch_size=batch_size,
         size=size,
-        parts=draw(st.integers(1, min(parts, batch_size // size))),
+        played=played,
+        parts=draw(st.integers(1, min(parts, batch_size // (size * played)))),
         seed=draw(st.integers(0, 2**32 - 1)),
         step=draw(st.integers(0, 20) | st.integers(0, 10**6)),
         eval_batch_size=draw(st.integers(1, count + 3)),
@@ -78,23 +84,24 @@ class One:
 
     rank: int = 0
     size: int = 1
+    played: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float64
     exchanged: list[bool] = field(default_factory=list)  # for each part, whether the gradient was
+
+    @property
+    def virtual(self) -> int:
+        return self.size * self.played
+
+    @property
+    def shards(self) -> range:
+        return range(self.rank * self.played, (self.rank + 1) * self.played)
 
     def fits(self, _: Sequence[Tensor]) -> bool:
         return True
 
     def to_device(self, tensor: Tensor) -> Tensor:
         return tensor
-
-    @property
-    def shards(self) -> range:
-        return range(self.rank, self.rank + 1)
-
-    @property
-    def virtual(self) -> int:
-        return self.size
 
     @contextlib.contextmanager
     def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
@@ -116,8 +123,8 @@ class One:
     def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None: ...
 
 
-def processes(size: int) -> list[World]:
-    return [cast(World, One(rank, size)) for rank in range(size)]
+def processes(size: int, played: int = 1) -> list[World]:
+    return [cast(World, One(rank, size, played)) for rank in range(size)]
 
 
 def images_of(pixels: NDArray[np.uint8], classes: int = CLASSES) -> Images:
@@ -134,8 +141,19 @@ def train_batches(plan: Plan, images: Images, world: World, *, parts: int, **cha
 
 
 def at(several: Sequence[TrainBatches], step: int) -> list[Batch]:
-    """The batch of `step` as each process has it."""
+    """The batch of `step` as each virtual process has it."""
     return [batch for each in several for batch in next(each.steps(step, step + 1))]
+
+
+def held(several: Sequence[TrainBatches], step: int) -> list[NDArray[np.int64]]:
+    """Which rows of the split each virtual process has in `step`."""
+    found = []
+    for each in several:
+        ends = np.cumsum([len(batch.labels) for batch in next(each.steps(step, step + 1))])
+        *whole, rest = np.split(each.index(step), ends)
+        assert not len(rest), "rows that no virtual process has"
+        found += whole
+    return found
 
 
 def put_together(several: Sequence[Batch], values: Sequence[Any]) -> Any:
@@ -143,9 +161,9 @@ def put_together(several: Sequence[Batch], values: Sequence[Any]) -> Any:
     return np.concatenate([mine[batch.parts[k]] for k in range(len(several[0].parts)) for batch, mine in zip(several, values, strict=True)])
 
 
-def rows(plan: Plan, images: Images, size: int, parts: int, step: int) -> NDArray[np.int64]:
-    several = [train_batches(plan, images, world, parts=parts) for world in processes(size)]
-    whole: NDArray[np.int64] = put_together(at(several, step), [each.index(step) for each in several])
+def rows(plan: Plan, images: Images, worlds: Sequence[World], parts: int, step: int) -> NDArray[np.int64]:
+    several = [train_batches(plan, images, world, parts=parts) for world in worlds]
+    whole: NDArray[np.int64] = put_together(at(several, step), held(several, step))
     return whole
 
 
@@ -154,7 +172,7 @@ def each_epoch_has_every_image_once(plan: Plan) -> None:
     epoch = plan.step % 10_000
     first = epoch * n // plan.batch_size
     last = -(-(epoch + 2) * n // plan.batch_size)
-    order = np.concatenate([rows(plan, images, plan.size, plan.parts, step) for step in range(first, last)])
+    order = np.concatenate([rows(plan, images, plan.worlds, plan.parts, step) for step in range(first, last)])
     order = order[epoch * n - first * plan.batch_size :]
     for k in range(2):
         np.testing.assert_array_equal(np.sort(order[k * n : (k + 1) * n]), np.arange(n))
@@ -163,45 +181,41 @@ def each_epoch_has_every_image_once(plan: Plan) -> None:
 
 def the_order_is_that_of_one_process(plan: Plan) -> None:
     images = noise(plan)
-    alone = rows(plan, images, 1, 1, plan.step)
-    np.testing.assert_array_equal(rows(plan, images, plan.size, plan.parts, plan.step), alone)
-    np.testing.assert_array_equal(rows(plan, images, plan.size, 1, plan.step), alone)
-    np.testing.assert_array_equal(rows(plan, images, 1, plan.parts, plan.step), alone)
+    alone = rows(plan, images, processes(1), 1, plan.step)
+    for worlds, parts in ((plan.worlds, plan.parts), (plan.worlds, 1), (processes(1), plan.parts), (processes(plan.size), 1)):
+        np.testing.assert_array_equal(rows(plan, images, worlds, parts, plan.step), alone)
 
 
 def processes_share_a_batch_without_loss(plan: Plan) -> None:
     images = noise(plan)
-    several = [train_batches(plan, images, world, parts=plan.parts) for world in processes(plan.size)]
-    batch = at(several, plan.step)
-    held = [each.index(plan.step) for each in several]
-    assert sum(map(len, held)) == plan.batch_size, "rows are lost, or held twice"
-    counts = np.array([[len(held[rank][part]) for part in batch[rank].parts] for rank in range(plan.size)])
+    several = [train_batches(plan, images, world, parts=plan.parts) for world in plan.worlds]
+    batch, mine = at(several, plan.step), held(several, plan.step)
+    assert sum(map(len, mine)) == plan.batch_size, "rows are lost, or held twice"
+    counts = np.array([[len(index[part]) for part in each.parts] for each, index in zip(batch, mine, strict=True)])
     assert counts.sum() == plan.batch_size, "the parts are not the whole"
     assert counts.min() > 0, "a process has nothing in a part"
     assert np.ptp(counts, axis=0).max() <= 1, "one process has more to do than another"
     expected = batches.global_index(plan.examples, plan.batch_size, plan.seed, plan.step)
-    np.testing.assert_array_equal(put_together(batch, held), expected)
+    np.testing.assert_array_equal(put_together(batch, mine), expected)
 
 
 def evaluation_counts_every_image_once(plan: Plan) -> None:
-    worlds, images = processes(plan.size), noise(plan, classes=plan.examples)  # a label is a row
+    worlds, images = plan.worlds, noise(plan, classes=plan.examples)  # a label is a row
     places = [np.concatenate(list(batches.eval_rows(plan.examples, world, batch_size=plan.eval_batch_size))) for world in worlds]
     np.testing.assert_array_equal(np.sort(np.concatenate(places)), np.arange(plan.examples))
     for world, mine in zip(worlds, places, strict=True):
         seen = list(batches.eval_batches(images, world, batch_size=plan.eval_batch_size))
-        assert len(seen) == -(-plan.examples // plan.eval_batch_size), "a process misses a batch, where others meet"
+        assert len(seen) == -(-plan.examples // plan.eval_batch_size) * plan.played, "a process misses a batch, where others meet"
         np.testing.assert_array_equal(torch.cat([batch.labels for batch in seen]), mine)
 
 
 def going_on_at_any_step_is_going_through(plan: Plan) -> None:
     """Pixels, labels and targets, with all that is drawn; gone on with on one process where there were several."""
     images, first = noise(plan), max(0, plan.step - 3)
-    through = [
-        train_batches(plan, images, world, parts=plan.parts, **CHANGES).steps(first, plan.step + 2) for world in processes(plan.size)
-    ]
-    whole = {step: list(itertools.chain(*each)) for step, each in enumerate(zip(*through, strict=True), start=first)}
+    through = [train_batches(plan, images, world, parts=plan.parts, **CHANGES).steps(first, plan.step + 2) for world in plan.worlds]
+    whole = dict(enumerate(([batch for mine in each for batch in mine] for each in zip(*through, strict=True)), start=first))
     for step in (plan.step + 1, plan.step):  # what comes later is asked for first
-        several = at([train_batches(plan, images, world, parts=plan.parts, **CHANGES) for world in processes(plan.size)], step)
+        several = at([train_batches(plan, images, world, parts=plan.parts, **CHANGES) for world in plan.worlds], step)
         alone = at([train_batches(plan, images, processes(1)[0], parts=1, **CHANGES)], step)[0]
         for name in ("images", "labels", "targets"):
             before = put_together(whole[step], [getattr(batch, name) for batch in whole[step]])
@@ -210,24 +224,24 @@ def going_on_at_any_step_is_going_through(plan: Plan) -> None:
 
 
 def updated(plan: Plan, images: Images, model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """The gradient [parameters] that the processes agree on in one update: DDP's mean over them, found from one step of plain SGD."""
+    """The gradient [parameters] that the processes agree on in one update: the mean over virtual ones, found from one step of plain SGD."""
     before = nn.utils.parameters_to_vector(model.parameters()).detach().clone()
     recipe = Recipe(TrainConfig(), plan.batch_size, 2 * 10**6, 1.0, 1, loss, lambda moment: 1.0, lambda moment: None)
     gradients, counted = [], 0.0
-    for world in processes(plan.size):
+    for world in plan.worlds:
         nn.utils.vector_to_parameters(before.clone(), model.parameters())
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
         optimizer.param_groups[0]["factor"] = 1.0
-        state = TrainState(model, (optimizer,), GradScaler("cpu", enabled=False), [Tally.zero(world.device)], step=plan.step)
-        batches = next(train_batches(plan, images, world, parts=plan.parts).steps(plan.step, plan.step + 1))
-        update(state, batches, recipe, 1.0, world)
-        assert cast(One, world).exchanged == [False] * (plan.parts - 1) + [True], (
-            "the gradient is to be exchanged once, with all parts in it"
+        tallies = [Tally.zero(world.device) for _ in world.shards]
+        state = TrainState(model, (optimizer,), GradScaler("cpu", enabled=False), tallies, step=plan.step)
+        update(state, at([train_batches(plan, images, world, parts=plan.parts)], plan.step), recipe, 1.0, world)
+        assert cast(One, world).exchanged == ([False] * (plan.parts - 1) + [True]) * plan.played, (
+            "the gradient is to be exchanged with all parts in it"
         )
         gradients.append(before - nn.utils.parameters_to_vector(model.parameters()).detach())
-        counted += float(state.tallies[0].sums[0])
+        counted += sum(float(tally.sums[0]) for tally in state.tallies)
     assert counted == plan.batch_size, "the log counts other images than the batch has"
-    return torch.stack(gradients).mean(0)
+    return torch.stack(gradients).sum(0) / (plan.size * plan.played)
 
 
 def every_image_weighs_one_in_the_batch(plan: Plan) -> None:
