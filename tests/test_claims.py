@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import multiprocessing
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -96,6 +97,26 @@ def test_it_is_taken_over_from_an_owner_that_is_gone(
         claim._file.close()
     assert isinstance(take(tmp_path / "x"), Claim) == given
     assert bool(claim.lost()) == given
+
+
+def test_a_worker_that_outlives_its_owner_does_not_hold_it(tmp_path: Path) -> None:
+    claim = taken(tmp_path / "x")
+    context = multiprocessing.get_context("fork")
+    begun, end = context.Event(), context.Event()
+
+    def work() -> None:
+        begun.set()
+        end.wait()
+
+    worker = context.Process(target=work)
+    worker.start()
+    assert begun.wait(60)
+    claim._file.close()  # as the system does for one that was killed
+    try:
+        assert isinstance(take(tmp_path / "x"), Claim)
+    finally:
+        end.set()
+        worker.join()
 
 
 def test_one_that_has_lost_it_says_to_whom(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
         draft.mkdir(parents=True)
         file = (draft / OWNER).open("x")
         try:
+            os.register_at_fork(after_in_child=file.close)  # workers that outlive a killed owner would hold its lock
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(asdict(mine)) + "\n")
             file.flush()
