@@ -42,10 +42,12 @@ def test_stopped_on_two_processes_and_gone_on_with_by_one_it_equals_one_undistur
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
-def test_shards_by_default_are_what_other_numbers_of_processes_agree_on_too(run: Run, tmp_path: Path) -> None:
-    words = ["train.determinism=elastic", "train.epochs=1"]
+def test_shards_and_threads_by_default_are_what_other_numbers_of_processes_agree_on_too(run: Run, tmp_path: Path) -> None:
+    words = ["train.determinism=elastic", "train.epochs=1", "run.threads=null"]
     for processes in (1, 2):
-        assert run(*words, until="evaluate", in_folder=str(processes), processes=processes).code == 0
+        ended = run(*words, until="evaluate", in_folder=str(processes), processes=processes)
+        assert ended.code == 0, ended.output
+        assert "(elastic) on cpu, 1 thread each" in ended.output
     assert results(tmp_path / "1", "evaluate/metrics.json") == results(tmp_path / "2", "evaluate/metrics.json")
 
 

@@ -50,7 +50,8 @@ class World:
         Raises:
             ConfigError: the strategy does not fit the processes, or other processes came than were launched.
         """
-        self.strategy = _strategy(run.strategy, launch.size) if shards is None else "elastic"
+        strategy = _strategy(run.strategy, launch.size)
+        self.strategy = strategy if shards is None else "elastic"
         cpu = run.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
