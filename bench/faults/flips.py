@@ -75,6 +75,7 @@ class Kept:
         assert launch(folder / "parts", ["train", *RECIPE], stop_at=30).code == 75
         self.results = results(folder / "whole")
         (self.training,) = (folder / "parts").glob("artifacts/train/*/checkpoints")
+        self.journal = self.training.parent / "metrics.jsonl"
         self.known = {name: self.restored(only=name)[2] for name in ["", *self.names]}
 
     @property

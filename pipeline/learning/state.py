@@ -167,7 +167,9 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
     final = folder / f"step-{snapshot.values['step']:09d}"
     partial = folder / "partial"
     files.remove(partial)
-    folder.mkdir(exist_ok=True)  # no parents: a training that another life has taken over must not begin a new place
+    if not folder.is_dir():
+        folder.mkdir()  # no parents: a training that another life has taken over must not begin a new place
+        files.sync(folder.parent)
     partial.mkdir()
     for name, tensors in snapshot.tensors.items():
         write(tensors, partial / f"{name}.safetensors")

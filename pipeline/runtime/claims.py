@@ -82,6 +82,7 @@ class Claim:
                     before.mkdir(exist_ok=True)
             with contextlib.suppress(FileNotFoundError):  # an old life, or a new one, was faster
                 before.rename(mine)
+                files.sync(mine.parent)
         return mine
 
     def commit(self, final: Path) -> None:
@@ -113,7 +114,8 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
     mine = Owner.here()
     while True:
         draft = Path(f"{path}.draft-{secrets.token_hex(4)}")
-        draft.mkdir(parents=True)
+        files.make_folder(path.parent)
+        draft.mkdir()
         file = (draft / OWNER).open("x")
         try:
             os.register_at_fork(after_in_child=file.close)  # workers that outlive a killed owner would hold its lock

@@ -94,6 +94,14 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder`, and what is missing above it; a synced file in a folder whose name is lost is lost as well."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync(folder.parent)
+
+
 def seal(folder: Path, paths: Iterable[str]) -> Outputs:
     """Sync the files `paths` of `folder` to the disk; their sizes and digests."""
     names = sorted(paths)
