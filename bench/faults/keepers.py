@@ -86,13 +86,13 @@ class Ours:
         state = self._state(number)
         journal = Journal(folder / "metrics.jsonl", step=number - 1)
         journal.append(number, {"loss": 1 / number})
-        contents = checkpoints.snapshot(state, wanted=True)
-        checkpoints.save(state, contents, folder / "checkpoints", self.keep, torch.zeros(1, 3), journal.sync())
+        taken = checkpoints.snapshot(state, torch.zeros(1, 3), wanted=True, journal=journal.mark(), environment={})
+        checkpoints.save(taken, folder / "checkpoints", self.keep, journal.sync)
         journal.close()
 
     def load(self, folder: Path) -> int:
         state = self._state(0)
-        found = checkpoints.restore(state, folder / "checkpoints", folder / "metrics.jsonl", rank=0, size=1)
+        found = checkpoints.restore(state, folder, range(1), 1, {})
         (optimizer,) = state.optimizers
         assert isinstance(optimizer, torch.optim.AdamW)
         number = number_of((state.model, optimizer)) if found else 0
@@ -104,7 +104,7 @@ class Ours:
     def _state(self, number: int) -> checkpoints.TrainState:
         model, optimizer = job(number)
         scaler = GradScaler("cpu", enabled=False)
-        return checkpoints.TrainState(model, (optimizer,), scaler, Tally.zero(torch.device("cpu")), step=number)
+        return checkpoints.TrainState(model, (optimizer,), scaler, [Tally.zero(torch.device("cpu"))], step=number)
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,10 @@ import contextlib
 import os
 import random
 import shutil
+import stat
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -140,34 +141,30 @@ def _fresh(place: Path) -> None:
 
 def no_sync_of_folders() -> None:
     """A writer that forgets that names have to be synced as well."""
-    files.sync_folder = lambda folder: None
+    real = os.fsync
+    os.fsync = lambda fd: None if _is_folder(fd) else real(fd)
 
 
 def no_sync_of_files() -> None:
     """A writer that forgets that a rename does not wait for the data."""
-    sync = files.sync_folder
     real = os.fsync
+    os.fsync = lambda fd: real(fd) if _is_folder(fd) else None
 
-    def sync_folder(folder: Path) -> None:
-        os.fsync = real
-        sync(folder)
-        os.fsync = nothing
 
-    def nothing(fd: Any) -> None: ...
-
-    files.sync_folder, os.fsync = sync_folder, nothing
+def _is_folder(fd: Any) -> bool:
+    return stat.S_ISDIR(os.fstat(fd).st_mode)
 
 
 def old_dropped_first() -> None:
     """A writer that makes room before what is new has its manifest and its name."""
     commit = files.commit_folder
 
-    def commit_folder(partial: Path, final: Path, values: Mapping[str, Any]) -> None:
+    def commit_folder(partial: Path, final: Path, *rest: Any) -> None:
         for old in final.parent.glob("step-*"):
             files.remove(old)
-        commit(partial, final, values)
+        commit(partial, final, *rest)
 
-    files.commit_folder = commit_folder
+    files.commit_folder = commit_folder  # type: ignore[assignment]
 
 
 HARMS: dict[str, Harm] = {

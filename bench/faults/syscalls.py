@@ -159,18 +159,18 @@ def _pipeline(folder: Path, words: Sequence[str], environment: dict[str, object]
 
 def _outputs(folder: Path) -> dict[str, Any]:
     """Of each stage that is done: path -> size and digest."""
-    found = {place.parent.name: manifests.read(place) for place in folder.glob("artifacts/*/*") if place.is_dir()}
+    found = {place.parent.name: manifests.read(place)[0] for place in folder.glob("artifacts/*/*") if place.is_dir()}
     return {stage: manifest.outputs for stage, manifest in found.items() if manifest}
 
 
 def broken_in(folder: Path, until: str) -> str:
     """What is neither whole nor absent; for a training also that nothing can be gone on from."""
     for place in folder.glob("artifacts/*/*"):
-        manifest = manifests.read(place) if place.is_dir() else None
+        manifest = manifests.read(place)[0]
         if manifest and (broken := files.damage(place, manifest.outputs)):
             return f"{place.parent.name} says that it is done, but {broken}"
-        if until == "train" and place.parent.name == "train" and place.is_dir() and not manifest:
-            kept = [files.read_json(path / files.MANIFEST) for path in checkpoints(place / "checkpoints")]
+        if until == "train" and place.parent.name == "train" and ".partial-" in place.name:
+            kept = [files.read_manifest(path)[0] for path in checkpoints(place / "checkpoints")]
             if not any(kept):
                 return "no checkpoint is left"
     return ""
