@@ -110,7 +110,9 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
             getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
         except BaseException as error:
             trackers.close(getattr(error, "exit_code", 1))
-            raise told(error, process.stop) from error
+            if (found := told(error, process.stop)) is not error:
+                raise found from error
+            raise
         trackers.close(0)
         if folder is None or until != "export":
             return None

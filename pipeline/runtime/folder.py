@@ -5,6 +5,7 @@ config.yaml                        the resolved configuration
 status.json                        how it stands: running, done, stopped or failed, and the exit code
 summary.json                       of a finished run: results, counts, seconds, paths
 metrics.jsonl, report              links into the artifacts
+.watch                             signs of life of the processes; see watch.py
 logs/rank-<n>.log                  what the processes other than the main one print
 .run.claim-<n>                     whose it is; what is written is renamed out of it, so that a life that has lost it cannot
 """

@@ -19,7 +19,7 @@ from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Interrupted
 from pipeline.runtime.signals import STOP_SIGNALS, exit_code
 
-GRACE = 3.0  # seconds
+GRACE, WARNED = 3.0, 20.0  # seconds; the latter after USR1 and USR2, which schedulers send well ahead of the end
 TICK = 0.25  # seconds between two looks at the launcher
 
 
@@ -116,8 +116,8 @@ class StopFlag:
     taken for the same one, since a terminal and a launcher may each deliver it.
 
     While `waits` is set the process only waits for others, perhaps in C++, where handlers never run, and has
-    nothing to keep: told to stop, it leaves in `GRACE` seconds unless they come. For that Python
-    tells a thread of signals as well, which also sees when torchrun or accelerate are gone.
+    nothing to keep: told to stop, it leaves after `GRACE` or `WARNED` unless they come by then. For
+    that Python tells a thread of signals as well, which also sees when torchrun or accelerate are gone.
     """
 
     def __init__(self, limit: timedelta | None = None) -> None:
@@ -180,7 +180,7 @@ class StopFlag:
                 launched = False
                 os.kill(os.getpid(), signal.SIGTERM)
             waited = waited + TICK * (not ready) if self.waits and self.signal else 0.0
-            if waited >= GRACE:
-                stopped = self.interrupted("while waiting for the other processes")
+            if waited >= (WARNED if self.signal in (signal.SIGUSR1, signal.SIGUSR2) else GRACE):
+                stopped = self.interrupted("before it had begun")
                 self.last_words(stopped.exit_code, str(stopped))
                 os._exit(stopped.exit_code)
