@@ -46,12 +46,15 @@ def shortened(step: Change, rng: random.Random) -> Change:
     return Write(step.inode, step.offset, step.data[: max(0, rng.randint(first, last) * PAGE - step.offset)])
 
 
-def mixed(old: bytes, new: bytes, rng: random.Random) -> bytes:
+def mixed(old: bytes, since: Sequence[Change], rng: random.Random) -> bytes:
+    """Each page the new one or the old; or zeros, where there was none, or it was cut off on the way."""
+    new = played(old, since)
+    lasting = min([len(old), *(step.size for step in since if isinstance(step, Cut))])
     pages = []
     for at in range(0, len(new), PAGE):
         page = new[at : at + PAGE]
         before = old[at : at + PAGE].ljust(len(page), b"\0")[: len(page)]
-        pages.append(rng.choice([page, page, before, bytes(len(page))]))
+        pages.append(rng.choice([page, before] if at < lasting else [page, page, before, bytes(len(page))]))
     return b"".join(pages)
 
 

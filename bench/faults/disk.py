@@ -4,8 +4,8 @@ The model, after Pillai et al., "All File Systems Are Not Created Equal" (OSDI 2
 and POSIX's fsync; it is weaker than any one file system (ext4 and XFS would keep more):
 
 - What a file held at its last fsync is sure. Of what was written or cut off since, there may be none; all; the first
-  so many calls, the last of them up to a page; or each page of 4096 bytes the new one, the old one, or zeros, at
-  the new length.
+  so many calls, the last of them up to a page; or each page of 4096 bytes the new one or the old one, at the
+  new length; or zeros, where the file did not reach before, or was cut off in between.
 - A name (of a file, folder or link: made, renamed, removed) is sure once its folder was synced afterwards. An fsync of the
   file itself does not make its name sure, nor does that of a folder the folder's own name.
 - Of the other operations on names any subset may be there, in any folder, whatever came between; but those on one
@@ -214,8 +214,7 @@ class Disk:
         if how == "first":
             count = rng.randrange(len(since))
             return played(played(old, since[:count]), [shortened(since[count], rng)])
-        new = played(old, since)
-        return new if how == "all" else mixed(old, new, rng)
+        return played(old, since) if how == "all" else mixed(old, since, rng)
 
 
 def _apply(entries: dict[Entry, int], step: Names) -> None:

@@ -8,6 +8,7 @@ describes; each case is a moment and what happened to have reached the disk, dra
 
 import argparse
 import contextlib
+import itertools
 import os
 import random
 import shutil
@@ -182,12 +183,21 @@ def main() -> int:
     cases, seed = options.cases, options.seed
     if why := traced.refused():
         print(f"without strace ({why}): writes are found by looking, and what native code renames in between is not seen")
-    rows = [row(f"{Ours(k).name}, from save {n}", checkpoints(Ours(k), cases, seed, first=n), ours=True) for k in (1, 2) for n in (1, 2)]
-    rows += [row(f"ours, {until}", stage(until, cases, seed), ours=True) for until in ("prepare", "run", "train")]
-    rows += [row(f"ours, keep=1, {name}", checkpoints(Ours(1), cases, seed, harm=harm)) for name, harm in HARMS.items()]
+    rows: list[dict[str, Any]] = []
+
+    def add(name: str, tally: Callable[[], Tally], *, ours: bool = False) -> None:
+        with contextlib.redirect_stdout(sys.stderr):  # what is said while loading
+            rows.append(row(name, tally(), ours=ours))
+        print(f"{name}: {rows[-1]['whole']} whole", flush=True)
+
+    for keep, first in itertools.product((1, 2), (1, 2)):
+        add(f"ours, keep={keep}, from save {first}", partial(checkpoints, Ours(keep), cases, seed, first=first), ours=True)
+    for until in ("prepare", "run", "train"):
+        add(f"ours, {until}", partial(stage, until, cases, seed), ours=True)
+    for name, harm in HARMS.items():
+        add(f"ours, keep=1, {name}", partial(checkpoints, Ours(1), cases, seed, harm=harm))
     for peer in PEERS:
-        with contextlib.redirect_stdout(sys.stderr):
-            rows.append(row(peer.name, checkpoints(peer, cases, seed)))
+        add(peer.name, partial(checkpoints, peer, cases, seed))
     return report("power", rows, way="shim" if why else "strace", seed=seed)
 
 
