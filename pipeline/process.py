@@ -108,6 +108,7 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
     with _word_of_the_end(lambda: folder), runner.watched():
         try:
             getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
+            runner.still_ours()
         except BaseException as error:
             trackers.close(getattr(error, "exit_code", 1))
             if (found := told(error, process.stop)) is not error:

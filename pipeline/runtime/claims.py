@@ -61,7 +61,7 @@ class Claim:
 
     def lost(self) -> str:
         """Who has it now, in a line; empty while it is ours."""
-        if self._left.is_set() or (self.place / OWNER).exists():
+        if (self.place / OWNER).exists() or self._left.is_set():  # in this order: we may be leaving just now
             return ""
         owner = _read(newest(self.path, "claim"))
         how = f"taken over by {owner.host} pid {owner.pid} at {owner.since}" if owner else "removed"
@@ -112,9 +112,9 @@ class Claim:
 def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None) -> Claim | Owner:
     """The claim on `path`, or else who holds it; `lost` is told, by a thread, when another has taken it over."""
     mine = Owner.here()
+    files.make_folder(path.parent)
     while True:
         draft = Path(f"{path}.draft-{secrets.token_hex(4)}")
-        files.make_folder(path.parent)
         draft.mkdir()
         file = (draft / OWNER).open("x")
         try:

@@ -42,20 +42,11 @@ class Workspace:
     stop: StopFlag
     open_world: "Callable[[], World]"
     trackers: "Trackers"
-    taken_over: Callable[[], str]  # by whom, in a line, on the main process; empty while the run is ours
+    still_ours: Callable[[], None]  # to be asked by every process, before they go where only the main one would notice
 
     @property
     def world(self) -> "World":
         return self.open_world()
-
-    def still_ours(self) -> None:
-        """To be asked by every process, before they go where only the main one would notice.
-
-        Raises:
-            TakenOver: another life of the run has gone on with it.
-        """
-        if lost := self.world.agree(self.taken_over()):
-            raise TakenOver(lost)
 
 
 @dataclass
@@ -96,6 +87,18 @@ class Runner:
         """By whom, in a line; empty while all that was claimed is ours."""
         return next(filter(None, (claim.lost() for claim in self.claims)), "")
 
+    def still_ours(self) -> None:
+        """To be called by every process.
+
+        Raises:
+            TakenOver: another life of the run has gone on with it.
+        """
+        lost = self.taken_over()
+        if self.launch.size > 1:
+            lost = self.world.agree(lost)
+        if lost:
+            raise TakenOver(lost)
+
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
         """Whatever goes wrong in a life that another has taken over from goes wrong because of that."""
@@ -124,6 +127,8 @@ class Runner:
             with self.watched():
                 if not self.claims:
                     self.begin(self.claims)
+                if lost := self.taken_over():
+                    raise TakenOver(lost)
                 return work()
         except PipelineError as error:
             return error
@@ -165,7 +170,7 @@ class Runner:
     def _run(self, stage: Stage[A], inputs: tuple[Input, ...], found: Look) -> tuple[A, float]:
         began = time.monotonic()
         assert found.work is not None
-        space = Workspace(found.work, self.config, self.stop, lambda: self.world, self.trackers, self.taken_over)
+        space = Workspace(found.work, self.config, self.stop, lambda: self.world, self.trackers, self.still_ours)
         result = stage.function()(*inputs, space)
         return result, time.monotonic() - began
 
