@@ -11,6 +11,7 @@ def failures(folder: Path, *kinds: str) -> list[str]:
     return [failure for row in campaign(folder, 1, kinds) for failure in row["failures"]]
 
 
+@pytest.mark.soak
 def test_of_several_starts_one_works_and_an_old_life_that_wakes_changes_nothing(tmp_path: Path) -> None:
     assert failures(tmp_path, "one run", "operation") == []
 
