@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bench.faults import plan
-from bench.faults.plan import PROPERTIES, Plan, Property
+from bench.faults.plan import PROPERTIES, Property
+from bench.faults.plans import Plan, plans
 from pipeline.data import batches
 from pipeline.runtime.world import World
 from pipeline.stages import train
@@ -19,7 +20,7 @@ UNEVEN = Plan(examples=23, batch_size=11, size=2, played=1, parts=3, seed=5, ste
 
 @pytest.mark.parametrize("holds", PROPERTIES, ids=lambda holds: holds.__name__)
 def test_over_any_plan(holds: Property) -> None:
-    hypothesis.settings(max_examples=CASES, database=None, deadline=None, derandomize=True)(hypothesis.given(plan.plans())(holds))()
+    hypothesis.settings(max_examples=CASES, database=None, deadline=None, derandomize=True)(hypothesis.given(plans())(holds))()
 
 
 def overlapping(count: int, rank: int, size: int) -> slice:

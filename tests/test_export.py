@@ -7,9 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+import pytest
 from conftest import Run
 from processes import launch
 from safetensors.numpy import load_file
+
+from pipeline.errors import DataError
+from pipeline.runtime import files
+from pipeline.stages.predict import predict
 
 STRANGER = """
 import json, sys
@@ -105,3 +110,17 @@ def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(ru
     damaged = launch(tmp_path, ["predict", "runs/tiny", f"data/test/{names[0]}/0.png"])
     assert (damaged.code, "Traceback" in damaged.output) == (3, False)
     assert "the export in runs/tiny/export is damaged: model.onnx" in damaged.output
+
+
+@pytest.mark.parametrize("harmed", ["model.onnx", "model.json", "manifest.json", "no manifest.json"])
+def test_a_damaged_export_is_refused_and_the_file_named(tmp_path: Path, harmed: str) -> None:
+    for name in ("model.onnx", "model.json"):
+        (tmp_path / name).write_text("{}")
+    files.write_manifest(tmp_path, {"stage": "export", "outputs": files.seal(tmp_path, ["model.onnx", "model.json"])})
+    path = tmp_path / harmed.removeprefix("no ")
+    if harmed.startswith("no "):
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(DataError, match=f"is damaged: {path.name}"):
+        list(predict(tmp_path, []))

@@ -163,7 +163,7 @@ MUTANTS = (
         "stages/predict.py",
         '(broken := files.damage(folder, manifest["outputs"]))',
         "broken",
-        ("tests/test_export.py::test_predict_names_what_is_wrong",),
+        ("tests/test_export.py::test_a_damaged_export_is_refused_and_the_file_named[model.json]",),
     ),
 )
 
