@@ -182,13 +182,18 @@ def results(folder: Path, name: str = "tiny") -> dict[str, str]:
 def kept(folder: Path) -> dict[str, str]:
     """Every file and link of the run and of the artifacts, by its content.
 
-    But for what other processes print, in logs/, and for who works on an artifact: that one may say that it no longer does.
+    But for what other processes print, in logs/, the marks in .watch/, and for who works on an artifact: that one may say that it
+    no longer does.
     """
     found = {}
     for path in [*(folder / "artifacts").rglob("*"), *(folder / "runs").rglob("*")]:
         if path.is_symlink():
             found[str(path)] = str(path.readlink())
-        elif path.is_file() and path.parent.name != "logs" and not ("artifacts" in path.parts and ".claim-" in path.parent.name):
+        elif (
+            path.is_file()
+            and path.parent.name not in ("logs", ".watch")
+            and not ("artifacts" in path.parts and ".claim-" in path.parent.name)
+        ):
             found[str(path)] = hashlib.sha256(path.read_bytes()).hexdigest()
     return found
 

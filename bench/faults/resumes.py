@@ -79,9 +79,9 @@ class Case:
         words = [*TINY, *RECIPES[self.recipe], f"run.checkpoint_every={every}"]
         return How(words, self.processes, strike=strike, ask_each_step=True, loader=self.recipe == "workers")
 
-    def kept(self, step: int) -> int:
-        """The last checkpoint when it is interrupted after the update of `step`."""
-        return step if self.way == "stopped" else step - 1
+    def may_keep(self, step: int) -> set[int]:
+        """The last checkpoint when it is interrupted after the update of `step`: that of the step before may not be written yet."""
+        return {step} if self.way == "stopped" else {max(0, step - 1), max(0, step - 2)}
 
 
 def cases(recipe: str, processes: int, every: int = 1) -> Iterator[Case]:
@@ -104,12 +104,19 @@ def carried_out(case: Case, whole: Mapping[str, Any], folder: Path) -> str:
         wrong = _wrong_beginning(folder, before)
         if wrong or (code != 75 if stopped else code < 1):
             return f"interrupted at {step}: {wrong} exit code {code}, {_last_words(folder)}"
-        before = case.kept(step)
+        before = _kept(folder)
+        if before not in case.may_keep(step):
+            return f"interrupted at {step}: a checkpoint of step {before} is kept"
     code = launcher.run(folder, case.how(), SOON)
     if wrong := f"exit code {code}, {_last_words(folder)}" if code else _wrong_beginning(folder, before):
         return f"gone on: {wrong}"
     found = results(folder)
     return ", ".join(f"{name} differs" for name in sorted(whole.keys() | found.keys()) if whole.get(name) != found.get(name))
+
+
+def _kept(folder: Path) -> int:
+    """The step of the newest checkpoint."""
+    return max((int(path.name.partition("-")[2]) for path in folder.glob("artifacts/train/*/checkpoints/step-*")), default=0)
 
 
 def results(folder: Path) -> dict[str, Any]:

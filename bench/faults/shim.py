@@ -8,6 +8,7 @@ import pickle
 import signal
 import sys
 import tempfile
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -52,7 +53,8 @@ class _Seer:
     data: bool
     counts: Counter[str] = field(default_factory=Counter)
     known: dict[Path, bytes] = field(default_factory=dict)
-    busy: bool = False
+    turn: threading.RLock = field(default_factory=threading.RLock)  # files are synced by several threads at once
+    busy: int = 0  # the thread that is looking at files itself
 
     def watch(self) -> None:
         self.known = self._files() if self.data else {}
@@ -67,7 +69,7 @@ class _Seer:
         sys.addaudithook(self._hear)
 
     def _hear(self, event: str, words: tuple[Any, ...]) -> None:
-        if self.busy:
+        if self.busy == threading.get_ident():
             return
         if event == "open" and isinstance(words[0], str | bytes | os.PathLike):
             flags = [name for name in FLAGS if words[2] & getattr(os, name)]
@@ -79,8 +81,12 @@ class _Seer:
                 self._tell(EVENTS[event], text, *paths)
 
     def _tell(self, name: str, text: str, *paths: Path) -> None:
-        if self.busy or not any(path.is_relative_to(self.folder) for path in paths):
+        if not any(path.is_relative_to(self.folder) for path in paths):
             return
+        with self.turn:
+            self._write_down(name, text, *paths)
+
+    def _write_down(self, name: str, text: str, *paths: Path) -> None:
         self.look()
         self._write(name, text, paths, b"")
         if name == "rename":
@@ -94,9 +100,9 @@ class _Seer:
         """Find what was written since the last time."""
         if not self.data:
             return
-        self.busy = True
+        self.busy = threading.get_ident()
         found = self._files()
-        self.busy = False
+        self.busy = 0
         for path, content in found.items():
             if path not in self.known:
                 self._write("openat", "O_CREAT|O_WRONLY", (path,), b"")

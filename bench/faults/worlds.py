@@ -68,11 +68,11 @@ def note_images(folder: Path, rank: int) -> None:
     update, forward = train.update, World.forward
     step = -1
 
-    def noting_update(state: Any, *more: Any) -> None:
+    def noting_update(state: Any, *more: Any) -> bool:
         nonlocal step
         step = state.step
-        update(state, *more)
-        step = -1
+        done, step = update(state, *more), -1
+        return done
 
     def noting_forward(self: Any, model: Any, images: Any) -> Any:
         if step >= 0:

@@ -89,6 +89,8 @@ class Watch:
         threading.Thread(target=self._run, name="watch", daemon=True).start()
 
     def _run(self) -> None:
+        while not self._marks.stage:  # until then the folder may be another run's
+            time.sleep(self._tick)
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._rank == 0:
             for old in self._folder.glob("*-*"):  # what an earlier start has found
