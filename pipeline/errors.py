@@ -16,6 +16,12 @@ class PipelineError(Exception):
     exit_code = 1
 
 
+def of_the_machine(error: OSError) -> str:
+    """What to say of the disk, or the network: the user's to mend."""
+    place = error.filename2 or error.filename  # of a rename or a link, the second is the one that was to be
+    return f"{error.strerror or error}{f': {place}' if place else ''}"
+
+
 class ConfigError(PipelineError, ValueError):
     """The configuration or the command line is wrong."""
 

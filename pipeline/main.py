@@ -11,7 +11,7 @@ from pathlib import Path
 
 from pipeline import __version__, errors
 from pipeline.config import Config, dump, load
-from pipeline.errors import PipelineError, TakenOver
+from pipeline.errors import Lost, PipelineError
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, outcome, told
 from pipeline.runtime.console import say
@@ -60,7 +60,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     except (Exception, KeyboardInterrupt) as found:
         error = told(found, stop)
         code, message = outcome(error)
-        shared = isinstance(error, TakenOver)  # the main process tells of it
+        shared = isinstance(error, PipelineError) and not isinstance(error, Lost)  # the main process tells of it
         if not isinstance(error, PipelineError | OSError | KeyboardInterrupt):
             traceback.print_exc()
     stop.ignore()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.errors import Lost, PipelineError
+from pipeline.errors import Lost, PipelineError, of_the_machine
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
@@ -154,6 +154,6 @@ def outcome(error: BaseException) -> tuple[int, str]:
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):
         return 130, "interrupted; the same command goes on"
-    if isinstance(error, OSError):  # the disk, the network: the user's to mend
-        return 1, f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}"
+    if isinstance(error, OSError):
+        return 1, of_the_machine(error)
     return 1, f"{type(error).__name__}: {error}"

@@ -4,19 +4,33 @@ A folder is whole when its `manifest.json`, written last, lists every file with 
 digest, and all of them agree. So does the manifest with the digest of itself that it holds.
 """
 
+import contextlib
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 MANIFEST = "manifest.json"
 THREADS = 16  # which mostly wait for the disk
+TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE)  # of a disk, whatever is done to it
 
 Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex}
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Have an error of the disk name `path`, where what was called knows but a descriptor."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in TROUBLES and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> None:
@@ -26,7 +40,7 @@ def write_whole(path: Path, content: bytes | str, aside: Path | None = None) -> 
     """
     partial = (aside or path.parent) / f".{path.name}.{os.getpid()}.partial"
     try:
-        with partial.open("wb") as f:
+        with named(path), partial.open("wb") as f:
             f.write(content.encode() if isinstance(content, str) else content)
             f.flush()
             os.fsync(f.fileno())
@@ -89,7 +103,8 @@ def sync(path: Path) -> None:
     """Make what is in a file, or the names in a folder, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pipeline.config import Config
-from pipeline.errors import DataError, PipelineError, TakenOver
+from pipeline.errors import DataError, PipelineError, TakenOver, of_the_machine
 from pipeline.runtime import claims, files
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say
@@ -132,6 +132,8 @@ class Runner:
                 return work()
         except PipelineError as error:
             return error
+        except OSError as error:
+            return PipelineError(of_the_machine(error))
         except Exception as error:
             if self.launch.size == 1:
                 raise
@@ -171,7 +173,8 @@ class Runner:
         began = time.monotonic()
         assert found.work is not None
         space = Workspace(found.work, self.config, self.stop, lambda: self.world, self.trackers, self.still_ours)
-        result = stage.function()(*inputs, space)
+        with files.named(found.work):
+            result = stage.function()(*inputs, space)
         return result, time.monotonic() - began
 
     def _commit(self, stage: Stage[A], found: Look, result: A, seconds: float) -> Look:
