@@ -9,6 +9,7 @@ N errors for each command, N sizes; rows whose names contain TEXT.
 """
 
 import argparse
+import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -99,10 +100,18 @@ def keeping(keeper: Keeper, cases: int, seed: int = 0) -> Row:
 
 
 def _saved(folder: Path, keeper: Keeper, fault: Fault | None = None) -> tuple[int, int | None, list[traced.Call]]:
-    pid = forked.begin(partial(keeper.save, folder, 2), folder.parent / "output.txt", stopped=True)
+    pid = forked.begin(partial(_save, keeper, folder), folder.parent / "output.txt", stopped=True)
     with injected.watched(pid, folder, fault) as calls:
         code = forked.wait(pid)
     return pid, code, calls
+
+
+def _save(keeper: Keeper, folder: Path) -> None:
+    """Ends this process at an error: what it would print may fail as well."""
+    try:
+        keeper.save(folder, 2)
+    except BaseException:
+        os._exit(1)
 
 
 def _loads(keeper: Keeper, folder: Path) -> tuple[int, int]:
