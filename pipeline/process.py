@@ -64,7 +64,7 @@ class Process:
     def _watch(self, world: "World", seconds: float) -> None:
         token, self.main = world.agree((secrets.token_hex(8), self.main))
         who = {"rank": world.rank, "size": world.size}
-        Watch(world.marks, self.place / ".watch", token, **who, timeout=seconds, end=self.last_words).start()
+        world.marks.begin = Watch(world.marks, self.place / ".watch", token, **who, timeout=seconds, end=self.last_words).start
 
     def last_words(self, code: int, message: str) -> None:
         """Say and note how the run ends, for a thread that is about to end this process without its main thread."""

@@ -52,7 +52,7 @@ TABLES: dict[str, Table] = {
 SET: dict[str, Any] = {"run.artifacts": "../artifacts", "train.steps": STEPS, "run.device": "cpu", "run.threads": 1, "run.trackers": []}
 LEFT = {
     *("data.root", "train.epochs", "evaluate.min_accuracy", "export.tolerance"),
-    *("run.name", "run.folder", "run.time_limit", "run.processes"),
+    *("run.name", "run.folder", "run.time_limit", "run.hang_timeout", "run.processes"),
 }
 # Where what the annotation allows is too large, too slow, or hardly ever fits the rest.
 VALUES: dict[str, Sequence[Any]] = {

@@ -1,8 +1,9 @@
 """A loss or a gradient that is no number: all processes do as train.nonfinite says, and it is never kept."""
 
-import dataclasses
 import functools
 import json
+import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,29 +11,15 @@ import pytest
 from conftest import Run
 from test_resume import results
 
+from bench.faults import nonfinite
+
 WHERE = ["loss", "gradient"]
 
 
-def breaks(rank: int, *, where: str, at: int, until: int = 0) -> None:
-    """Let the last process find no numbers in step `at` (from 0), or up to `until`."""
-    from pipeline.runtime import strategies
-    from pipeline.stages import train
-
-    real = train.update
-
-    def update(state: Any, batch: Any, *rest: Any) -> bool:
-        if not at <= state.step <= max(at, until) or rank != rest[2].size - 1:
-            return real(state, batch, *rest)
-        if where == "loss":
-            return real(state, dataclasses.replace(batch, images=batch.images * float("nan")), *rest)
-        first: Any = next(iter(strategies.bare(state.model).parameters()))
-        hook = first.register_hook(lambda gradient: gradient * float("inf"))
-        try:
-            return real(state, batch, *rest)
-        finally:
-            hook.remove()
-
-    train.update = update  # type: ignore[assignment]
+def broken(where: str, steps: range, processes: int = 1) -> Callable[[int], None]:
+    """Let the last process find no number in these steps, from 0."""
+    case = nonfinite.Case("", where, math.nan if where == "loss" else math.inf, steps, processes, processes - 1, "")
+    return functools.partial(nonfinite.breaks, case=case)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
@@ -43,7 +30,7 @@ def test_it_stops_and_no_checkpoint_holds_it(run: Run, tmp_path: Path, where: st
         "run.log_every=50",
         until="train",
         processes=processes,
-        before=functools.partial(breaks, where=where, at=20),
+        before=broken(where, range(20, 21), processes),
     )
     assert ended.code == 4
     assert "training has diverged" in ended.output
@@ -56,8 +43,8 @@ def test_it_stops_and_no_checkpoint_holds_it(run: Run, tmp_path: Path, where: st
 def test_the_step_is_left_out_on_all_processes_and_an_interruption_changes_nothing(
     run: Run, tmp_path: Path, policy: str, where: str
 ) -> None:
-    how: dict[str, Any] = {"until": "train", "processes": 2, "before": functools.partial(breaks, where=where, at=20)}
-    words = [f"train.nonfinite={policy}", "train.model={name: resnet18, width: 2}", "train.epochs=3"]
+    how: dict[str, Any] = {"until": "train", "processes": 2, "before": broken(where, range(20, 21), 2)}
+    words = [f"train.nonfinite={policy}", "train.model={name: wrn_16_4, depth: 10, widen: 1}", "train.epochs=2"]
     whole = run(*words, in_folder="whole", **how)
     assert whole.code == 0, whole.output
     assert "step 21 was left out" in whole.output
@@ -70,14 +57,13 @@ def test_the_step_is_left_out_on_all_processes_and_an_interruption_changes_nothi
 
 def test_left_out_is_as_if_the_step_had_not_been(run: Run, tmp_path: Path) -> None:
     for policy in ("skip", "restore"):
-        broken = functools.partial(breaks, where="loss", at=20)
-        assert run(f"train.nonfinite={policy}", until="train", in_folder=policy, before=broken).code == 0
+        assert run(f"train.nonfinite={policy}", until="train", in_folder=policy, before=broken("loss", range(20, 21))).code == 0
     assert results(tmp_path / "skip") == results(tmp_path / "restore")
 
 
 @pytest.mark.parametrize("policy", ["skip", "restore"])
 def test_where_no_step_is_any_good_it_stops(run: Run, policy: str) -> None:
-    ended = run(f"train.nonfinite={policy}", until="train", processes=2, before=functools.partial(breaks, where="loss", at=15, until=1000))
+    ended = run(f"train.nonfinite={policy}", until="train", processes=2, before=broken("loss", range(15, 1000), 2))
     assert ended.code == 4
     assert "no finite loss or gradient in 10 steps at step 25: training has diverged" in ended.output
 

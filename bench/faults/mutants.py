@@ -76,7 +76,7 @@ MUTANTS = (
         FILES,
     ),
     Mutant("a folder is renamed but not its name synced", DISK, "    sync(final.parent)", "    pass", FILES),
-    Mutant("a file is written in place", DISK, 'with partial.open("wb")', 'with path.open("wb")', FILES),
+    Mutant("a file is written in place", DISK, 'partial.open("wb")', 'path.open("wb")', FILES),
     Mutant("a manifest is believed without its digest", DISK, "!= _digest(values)", '== ""', FILES),
     Mutant("a journal is not cut at resume", "runtime/journal.py", 'if line["step"] <= step', "", FILES),
     Mutant("damage is not looked for at restore", STATE, '(broken := files.damage(path, manifest["outputs"]))', "broken", CHECKPOINTS),

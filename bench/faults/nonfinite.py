@@ -32,7 +32,7 @@ class Case:
     policy: str
     where: str  # loss or gradient
     value: float
-    step: int  # from 0
+    steps: range  # from 0
     processes: int
     rank: int
     strategy: str
@@ -46,12 +46,13 @@ def cases(count: int) -> list[Case]:
     for policy, where, value in itertools.islice(turns, count):
         processes = draw.choice([1, 2, 3])
         strategy = draw.choice(["ddp", "fsdp"]) if processes > 1 else "auto"
-        found.append(Case(policy, where, value, draw.randrange(2, 60), processes, draw.randrange(processes), strategy))
+        step = draw.randrange(2, 60)
+        found.append(Case(policy, where, value, range(step, step + 1), processes, draw.randrange(processes), strategy))
     return found
 
 
 def breaks(rank: int, case: Case) -> None:
-    """Let the process of the case find no number in its step: in the logits, or in what comes back to them."""
+    """Let the process of the case find no number in its steps: in the logits, or in what comes back to them."""
     from pipeline.runtime.world import World
     from pipeline.stages import train
 
@@ -59,7 +60,7 @@ def breaks(rank: int, case: Case) -> None:
 
     def update(state: Any, *rest: Any) -> bool:
         nonlocal broken
-        broken = state.step == case.step and rank == case.rank
+        broken = state.step in case.steps and rank == case.rank
         done, broken = real_update(state, *rest), False
         return done
 
@@ -109,9 +110,9 @@ def wrong(case: Case, work: Path) -> str:
     if set(ended.codes) != {0}:
         return f"codes {ended.codes}: {ended.output[-300:]}"
     left_out = [line["step"] for line in _lines(work / "broken") if "train/left_out" in line]
-    if left_out != [case.step + 1]:
+    if left_out != [case.steps.stop]:
         return f"left out {left_out}"
-    if run(work / "reference", case, functools.partial(leaves_out, step=case.step)).code:
+    if run(work / "reference", case, functools.partial(leaves_out, step=case.steps.start)).code:
         return "the reference failed"
     same = all(
         (work / "broken/runs/tiny" / name).read_bytes() == (work / "reference/runs/tiny" / name).read_bytes()

@@ -31,6 +31,9 @@ WAITING = (f"torch{os.sep}distributed{os.sep}", f"torch{os.sep}autograd{os.sep}"
 T = TypeVar("T")
 
 
+def nothing() -> None: ...
+
+
 @dataclass
 class Marks:
     """Where the main thread is, by its own account. All processes make the same marks in the same order."""
@@ -39,6 +42,7 @@ class Marks:
     step: int = 0
     phase: str = ""
     count: int = 0
+    begin: Callable[[], None] = nothing  # called before the first loop
 
     def at(self, phase: str) -> None:
         self.phase = phase
@@ -46,6 +50,7 @@ class Marks:
 
     @contextlib.contextmanager
     def watched(self, stage: str) -> Iterator[None]:
+        self.begin()
         self.at("begin")
         self.stage = stage
         try:
@@ -86,16 +91,18 @@ class Watch:
         self._quiet = self._count = self._beat = 0
 
     def start(self) -> None:
-        threading.Thread(target=self._run, name="watch", daemon=True).start()
-
-    def _run(self) -> None:
-        while not self._marks.stage:  # until then the folder may be another run's
-            time.sleep(self._tick)
+        """Begin with the first loop: before it, the folder may be another run's."""
+        self._marks.begin = nothing
         self._folder.mkdir(parents=True, exist_ok=True)
         if self._rank == 0:
             for old in self._folder.glob("*-*"):  # what an earlier start has found
                 if not old.name.endswith(self._me["token"]):
                     old.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self._tell()  # so that the others know of this process, whatever becomes of it
+        threading.Thread(target=self._run, name="watch", daemon=True).start()
+
+    def _run(self) -> None:
         while True:
             with contextlib.suppress(OSError):  # the file system may be back at the next look
                 self._look()
