@@ -49,4 +49,4 @@ PHASES = {
     "any moment": [""],
 }
 UNTIL = {"evaluation": "evaluate", "export": "run", "manifest": "run", "any moment": "run"}  # of other phases train: seconds less
-PLACES = [place for places in PHASES.values() for place in places if place]
+PLACES = list(dict.fromkeys(place for places in PHASES.values() for place in places if place))

@@ -95,7 +95,7 @@ def _blow(strike: Strike) -> None:
     Path(STRUCK).write_text(str(time.time()))
     os.kill(victim, signal.Signals[strike.signal])
     if strike.victim == LAUNCHER:
-        wrap(UPDATE, functools.partial(time.sleep, 1))  # so that no orphan is gone in time by having finished
+        wrap(UPDATE, functools.partial(time.sleep, 0.3))  # so that no orphan is gone in time by having finished
 
 
 def _pid(rank: int) -> int:

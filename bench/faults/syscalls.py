@@ -30,7 +30,7 @@ from bench.faults.traced import Call
 from pipeline.learning.state import checkpoints
 from pipeline.runtime import files, manifests
 
-SMALL = [*TINY, "train.steps=2", "run.log_every=1", "run.checkpoint_every=1", "run.keep=1"]
+SMALL = [*TINY, "train.steps=3", "run.log_every=1", "run.checkpoint_every=1", "run.keep=1"]
 
 
 IMPORTED = [  # before forking, for speed
@@ -120,7 +120,7 @@ class Command:
         for name in IMPORTED:
             importlib.import_module(name)
         if self.until == "train":  # one checkpoint is there
-            launch(folder, ["train", *SMALL], kill_at=2)
+            launch(folder, ["train", *SMALL], kill_at=3)  # the second waits until the first is written
         if self.until == "run":
             launch(folder, ["evaluate", *SMALL])
         with tempfile.TemporaryDirectory() as copy:
