@@ -159,8 +159,8 @@ def _pipeline(folder: Path, words: Sequence[str], environment: dict[str, object]
 
 def _outputs(folder: Path) -> dict[str, Any]:
     """Of each stage that is done: path -> size and digest."""
-    found = {place.parent.name: manifests.read(place)[0] for place in folder.glob("artifacts/*/*") if place.is_dir()}
-    return {stage: manifest.outputs for stage, manifest in found.items() if manifest}
+    found = [(place.parent.name, manifests.read(place)[0]) for place in folder.glob("artifacts/*/*") if "." not in place.name]
+    return {stage: manifest.outputs for stage, manifest in found if manifest}
 
 
 def broken_in(folder: Path, until: str) -> str:
