@@ -26,6 +26,7 @@ from bench.faults.strikes import Strike
 
 GRACE = 30  # seconds, torchrun's own
 ROOT = Path(__file__).parents[2]
+CODE = "code"  # a file: that of the launcher
 
 
 @dataclass(frozen=True)
@@ -57,13 +58,17 @@ def run(folder: Path, how: How, seconds: float = 300) -> int:
 
 def start(folder: Path, how: How) -> Code:
     """A launcher at work in `folder`; the forked one has the exit code of its first rank that failed, a signal being 1."""
-    for note in (folder / strikes.STRUCK, *folder.glob("pid-*")):
+    for note in (folder / strikes.STRUCK, folder / CODE, *folder.glob("pid-*")):
         note.unlink(missing_ok=True)
     if how.real:
         return _torchrun(folder, how).poll
     process = CONTEXT.Process(target=_launcher, args=(folder, how))
     process.start()
-    return lambda: process.exitcode
+
+    def code() -> int | None:  # by its own account, if it gave one: the fork server has been seen to lose a code, which is then 255
+        return process.exitcode and int((folder / CODE).read_text() if (folder / CODE).exists() else process.exitcode)
+
+    return code
 
 
 def _torchrun(folder: Path, how: How) -> "subprocess.Popen[bytes]":
@@ -118,7 +123,9 @@ def _launcher(folder: Path, how: How) -> None:
         running = [process for process in ranks if process.exitcode is None]
         if failed := [process.exitcode for process in ranks if process.exitcode]:
             _stop(ranks)
+            Path(CODE).write_text(str(max(failed[0], 0) or 1))
             sys.exit(max(failed[0], 0) or 1)
+    Path(CODE).write_text("0")
 
 
 def _stop(ranks: Sequence[ForkProcess]) -> None:
