@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import Run
 
 SMALL = ["train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16]}"]
@@ -36,8 +37,10 @@ def test_a_finished_run_of_the_same_name_is_left_alone(run: Run, tmp_path: Path)
     assert [(tmp_path / "runs/tiny" / name).read_bytes() for name in ("config.yaml", "status.json")] == before
 
 
-def test_lr_find_that_finds_nothing_says_so(run: Run) -> None:
-    ended = run("train.freeze=['[0-8].*']", "train.loss={name: mse, of: logits}", "train.init={name: normal, std: 1000}", until="lr-find")
+@pytest.mark.parametrize(("std", "policy"), [(1000, "stop"), (1e20, "stop"), (1e20, "skip"), (1e20, "restore")])
+def test_lr_find_that_finds_nothing_says_so(run: Run, std: float, policy: str) -> None:
+    words = ["train.freeze=['[0-8].*']", "train.loss={name: mse, of: logits}", f"train.init={{name: normal, std: {std}}}"]
+    ended = run(*words, f"train.nonfinite={policy}", until="lr-find")
     assert ended.code == 4, ended.output
     assert "no rate made the loss fall" in ended.output
 
