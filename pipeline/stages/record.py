@@ -1,17 +1,20 @@
 """What the training loop tells: the journal first, then the terminal and the trackers."""
 
 import contextlib
+import itertools
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 import torch
 
 from pipeline.errors import GateError, PipelineError
 from pipeline.learning import state as checkpoints
 from pipeline.learning.state import Snapshot, TrainState
+from pipeline.runtime import journal
 from pipeline.runtime.console import Progress, say
 from pipeline.runtime.journal import Journal
 from pipeline.runtime.runner import Workspace
@@ -30,7 +33,8 @@ class Record:
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._taken: Snapshot | None = None
-        self._left_out = 0  # steps, one after the other
+        known = journal.read(space.dir / "metrics.jsonl") if space.world.is_main else []
+        self._left_out = space.world.agree(left_out_last(known, state.step))  # steps, one after the other
         if space.world.is_main:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
             self._timings = Journal(space.dir / "timings.jsonl", step=state.step)
@@ -143,6 +147,12 @@ class Record:
         if timings:
             self._timings.append(self._state.step, timings)
         self._space.trackers.log(self._state.step, {**metrics, **timings})
+
+
+def left_out_last(lines: Sequence[Mapping[str, Any]], step: int) -> int:
+    """How many steps up to `step` were left out, one after the other, by the lines of a journal."""
+    found = {line["step"] for line in lines if "train/left_out" in line}
+    return next(count for count in itertools.count() if step - count not in found)
 
 
 def diverged(what: str, step: int) -> GateError:

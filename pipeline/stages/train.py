@@ -28,7 +28,7 @@ from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, TrainedModel
 from pipeline.stages.evaluate import scores
-from pipeline.stages.record import HOPELESS, NONE_FINITE, Record, diverged
+from pipeline.stages.record import Record
 
 PART = 1000  # images of a batch of all that are taken at once
 WHITENING = 5000  # images that set the weights of a layer which is not learnt
@@ -46,8 +46,7 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
         except NonFinite as found:
             say(f"train: {found}; going back to the last checkpoint, to leave that step out")
             left_out.add(found.step)
-            if len(left_out) == HOPELESS:
-                raise diverged(NONE_FINITE, found.step + 1) from None
+            world.barrier()  # the main process may still be writing that checkpoint
 
 
 def _train(
