@@ -1,11 +1,15 @@
 """W&B mirrors the record through its real client, offline here, and can fail without harm."""
 
+import functools
 import json
+import math
 from pathlib import Path
 
 import wandb_file
 from conftest import TINY, Run
 from processes import launch
+
+from bench.faults import nonfinite
 
 WANDB = "run.trackers=[wandb]"
 
@@ -36,6 +40,14 @@ def test_a_restart_is_the_same_run_and_tells_no_step_twice(run: Run, tmp_path: P
     assert wandb_file.run_id(first) == wandb_file.run_id(second)
     steps = [line["step"] for path in (first, second) for line in wandb_file.history(path) if "train/loss" in line]
     assert steps == [*range(5, 61, 5), 61]
+
+
+def test_going_back_to_a_checkpoint_it_tells_no_step_twice(run: Run, tmp_path: Path) -> None:
+    case = nonfinite.Case("", "loss", math.nan, range(27, 28), 1, 0, "")
+    ended = run(WANDB, "train.nonfinite=restore", until="train", before=functools.partial(nonfinite.breaks, case=case))
+    assert "going on from step-000000020" in ended.output
+    (path,) = offline_files(tmp_path)
+    assert [line["step"] for line in wandb_file.history(path) if "train/loss" in line] == [*range(5, 61, 5), 61]
 
 
 def test_another_recipe_is_another_run(run: Run, tmp_path: Path) -> None:

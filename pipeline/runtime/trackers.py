@@ -57,7 +57,8 @@ class _WandB:
         if (mark := training / "wandb.step").exists():
             files.write_whole(mark, mark.read_bytes())  # a copy: an earlier life may have it open yet
         self._mark = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
-        self._told = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart
+        self._told = self._last = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart; and of all
+        self._names: set[str] = set()  # what was told of the latter
         settings = wandb.Settings(silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1)
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
@@ -86,7 +87,11 @@ class _WandB:
         say(f"wandb: {mode}, run {run_id} in {folder / 'wandb'}")
 
     def log(self, step: int, values: Mapping[str, float]) -> None:
+        if step < self._last or (step == self._last and not self._names.isdisjoint(values)):  # training went back to a checkpoint
+            self._told = self._last
         if step > self._told:  # what a restart repeats is there already
+            self._names = {*values} if step > self._last else {*self._names, *values}
+            self._last = step
             self._run.log({"step": step, **values})
             os.pwrite(self._mark, b"%020d" % step, 0)
 
