@@ -10,10 +10,10 @@ import pytest
 from conftest import Run
 from test_resume import results
 
+from pipeline.learning import state
+
 
 def fails_to_save(rank: int, *, at: tuple[int, ...], number: int = errno.ENOSPC) -> None:
-    from pipeline.learning import state
-
     real = state.save
 
     def save(snapshot: state.Snapshot, *rest: Any) -> None:
@@ -50,6 +50,19 @@ def test_a_stop_whose_checkpoint_cannot_be_written_says_so_and_the_one_before_is
     again = run(until="train", in_folder="parts", processes=processes)
     assert "going on from step-000000020" in again.output
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
+
+
+def test_one_that_cannot_be_written_leaves_its_room_to_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(tensors: Any, path: Path) -> None:
+        path.write_bytes(b"begun")
+        if path.name == "optimizer.safetensors":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(state, "write", fails)
+    snapshot = state.Snapshot({"weights": {}, "optimizer": {}}, {"step": 10})
+    with pytest.raises(OSError, match="No space left"):
+        state.save(snapshot, tmp_path / "checkpoints", 2)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_too_little_room_is_told_before_the_first_step(run: Run, tmp_path: Path) -> None:

@@ -171,9 +171,14 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
         folder.mkdir()  # no parents: a training that another life has taken over must not begin a new place
         files.sync(folder.parent)
     partial.mkdir()
-    for name, tensors in snapshot.tensors.items():
-        write(tensors, partial / f"{name}.safetensors")
-    files.commit_folder(partial, final, snapshot.values, also)
+    try:
+        for name, tensors in snapshot.tensors.items():
+            write(tensors, partial / f"{name}.safetensors")
+        files.commit_folder(partial, final, snapshot.values, also)
+    except OSError:
+        with contextlib.suppress(OSError):
+            files.remove(partial)  # the journal and the weights may need the room
+        raise
     found = checkpoints(folder)
     here = found.index(final)
     for old in found[: max(0, here + 1 - keep)] + found[here + 1 :]:  # later ones could not be gone on from
