@@ -57,6 +57,7 @@ class Claim:
         self.path, self.number, self.shown = path, number, shown
         self.place = Path(f"{path}.claim-{number}")
         self._file, self._lost, self._left = file, lost, threading.Event()
+        os.register_at_fork(after_in_child=file.close)  # workers that outlive a killed owner would hold its lock
         threading.Thread(target=self._beat, daemon=True, name=f"claim of {shown}").start()
 
     def lost(self) -> str:
@@ -118,7 +119,6 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
         draft.mkdir()
         file = (draft / OWNER).open("x")
         try:
-            os.register_at_fork(after_in_child=file.close)  # workers that outlive a killed owner would hold its lock
             fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(asdict(mine)) + "\n")
             file.flush()
