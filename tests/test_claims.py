@@ -1,6 +1,8 @@
 """One life works in a place; who may take it over, and what is left for the one that has lost it."""
 
 import dataclasses
+import errno
+import fcntl
 import json
 import multiprocessing
 import os
@@ -78,11 +80,11 @@ def test_of_many_that_come_at_once_one_takes_it_over(tmp_path: Path) -> None:
         ({}, 0, True, False),
         ({}, 0, False, True),
         ({}, claims.STALE + 1, True, True),
-        ({"host": "elsewhere"}, 0, False, False),
-        ({"host": "elsewhere"}, claims.STALE + 1, False, True),
-        ({"host": "elsewhere", "job": "7", "restart": 1}, 0, True, True),
-        ({"host": "elsewhere", "job": "7", "restart": 2}, 0, True, False),
-        ({"host": "elsewhere", "job": "8", "restart": 1}, 0, True, False),
+        ({"host": "elsewhere", "kernel": "another"}, 0, False, False),
+        ({"host": "elsewhere", "kernel": "another"}, claims.STALE + 1, False, True),
+        ({"host": "elsewhere", "kernel": "another", "job": "7", "restart": 1}, 0, True, True),
+        ({"host": "elsewhere", "kernel": "another", "job": "7", "restart": 2}, 0, True, False),
+        ({"host": "elsewhere", "kernel": "another", "job": "8", "restart": 1}, 0, True, False),
     ],
     ids=["here", "here, dead", "here, paused", "elsewhere", "elsewhere, silent", "an earlier life", "the same life", "another job"],
 )
@@ -194,3 +196,14 @@ def test_what_is_being_made_can_be_looked_at(run: Run, tmp_path: Path) -> None:
     assert run(until="train", stop_at=15).code == 75
     taken(tmp_path / "runs/tiny/.run")
     assert "train     not fresh goes on where it stopped" in run(until="status").output
+
+
+def test_where_there_are_no_locks_the_signs_of_life_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", unknown)
+    claim = taken(tmp_path / "x")
+    assert isinstance(take(tmp_path / "x"), Owner)
+    owned_by(claim, age=claims.STALE + 1)
+    assert isinstance(take(tmp_path / "x"), Claim)

@@ -69,7 +69,7 @@ def test_a_name_is_given_to_what_is_on_the_disk_and_the_name_is_synced(tmp_path:
 
 
 def test_a_manifest_with_any_bit_flipped_is_not_believed(tmp_path: Path) -> None:
-    values = {"step": 20, "seconds": 0.25, "history": [{"loss": float("inf")}], "journal": {"size": 3}, "scaler": {}}
+    values = {"outputs": {}, "step": 20, "seconds": 0.25, "history": [{"loss": float("inf")}], "journal": {"size": 3}, "scaler": {}}
     files.write_manifest(tmp_path, values)
     content = (tmp_path / files.MANIFEST).read_bytes()
     assert files.read_manifest(tmp_path) == (values, "")
@@ -103,3 +103,8 @@ def test_a_line_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
     assert [line["step"] for line in read(tmp_path / "j")] == [5]
     Journal(tmp_path / "j", step=10).close()
     assert (tmp_path / "j").read_bytes() == b'{"step": 5, "loss": 1.0}\n'
+
+
+def test_a_manifest_of_another_program_is_none_of_ours(tmp_path: Path) -> None:
+    (tmp_path / files.MANIFEST).write_text('{"name": "an app"}')
+    assert files.read_manifest(tmp_path) == (None, "")

@@ -35,6 +35,7 @@ class Owner:
     """One life of a run: its main process."""
 
     host: str
+    kernel: str  # on which locks and process ids mean the same: names of hosts may be equal, as in containers
     pid: int
     job: str  # of SLURM, if any
     restart: int  # of that job
@@ -43,7 +44,7 @@ class Owner:
     @classmethod
     def here(cls) -> "Owner":
         job, restart = os.environ.get("SLURM_JOB_ID", ""), int(os.environ.get("SLURM_RESTART_COUNT", 0))
-        return cls(socket.gethostname(), os.getpid(), job, restart, time.strftime("%FT%T%z"))
+        return cls(socket.gethostname(), _kernel(), os.getpid(), job, restart, time.strftime("%FT%T%z"))
 
     def follows(self, other: "Owner") -> bool:
         """Whether SLURM has started this job again, after it has ended that life."""
@@ -119,7 +120,8 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
         draft.mkdir()
         file = (draft / OWNER).open("x")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            with contextlib.suppress(OSError):  # a file system without it: then only the signs of life tell
+                fcntl.flock(file, fcntl.LOCK_EX)
             file.write(json.dumps(asdict(mine)) + "\n")
             file.flush()
             os.fsync(file.fileno())
@@ -184,10 +186,17 @@ def _holder(place: Path | None, mine: Owner, *, now: float) -> Owner | None:
         with (place / OWNER).open() as file:  # opened, since what NFS remembers of a file that is not may be old
             owner = Owner(**json.load(file))
             age = now - os.fstat(file.fileno()).st_mtime
-            gone = age > STALE or mine.follows(owner) or (owner.host == mine.host and _is_free(file))
+            gone = age > STALE or mine.follows(owner) or (owner.kernel == mine.kernel and _is_free(file))
     except (FileNotFoundError, ValueError, TypeError):  # it has left; or a power cut has left the file empty
         return None
     return None if gone else owner
+
+
+def _kernel() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return socket.gethostname()
 
 
 def _is_free(file: TextIO) -> bool:

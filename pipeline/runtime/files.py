@@ -83,6 +83,8 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
         return None, f"{MANIFEST}: {error.strerror}"
     except ValueError:
         values = None
+    if isinstance(values, dict) and not values.keys() & {"sha256", "outputs"}:  # somebody else's
+        return None, ""
     as_written = _json(values).encode() == content  # white space, too, which would say that something is wrong with the disk
     if not isinstance(values, dict) or values.pop("sha256", "") != _digest(values) or not as_written:
         return None, f"{MANIFEST} has changed"
