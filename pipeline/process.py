@@ -29,6 +29,7 @@ LOST = re.compile(  # in what torch raises when a process, or its machine, is go
     r"connection (?:reset|refused|closed|was[\w ]+closed)[\w ]*|broken pipe|remote process exited|timed out[\w ]*|socket timeout",
     re.IGNORECASE,
 )
+TAKEN = re.compile(r"port: (\d+).*EADDRINUSE")
 STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
 
 
@@ -140,6 +141,8 @@ def _word_of_the_end(opened: Callable[[], RunFolder | None]) -> Iterator[None]:
 
 def told(error: BaseException, stop: StopFlag) -> BaseException:
     """`error`, or if it comes of the loss of another process one that says so; a loss while stopping is part of that."""
+    if isinstance(error, RuntimeError) and (port := TAKEN.search(str(error))):
+        return PipelineError(f"port {port[1]}, where the processes are to meet, is taken; set MASTER_PORT, or --master-port, to another")
     found = LOST.search(str(error)) if isinstance(error, RuntimeError) else None
     if found is None:
         return error

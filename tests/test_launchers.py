@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -84,3 +85,15 @@ def test_ctrl_c_saves_at_a_step_and_the_same_command_goes_on(tmp_path: Path, pro
     assert "with a checkpoint; the same command goes on" in output
     step = int(told["message"].split("after step ")[1].split()[0])
     assert [p.name for p in sorted(tmp_path.glob("artifacts/train/*/checkpoints/step-*"))][-1] == f"step-{step:09d}"
+
+
+def test_a_port_that_is_taken_is_one_line_with_a_cure(tmp_path: Path) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(other.getsockname()[1]), "RANK": "0", "WORLD_SIZE": "2"}
+        words = [sys.executable, "-m", "pipeline", "train", *WORDS]
+        ended = subprocess.run(words, cwd=tmp_path, env={**os.environ, **meeting}, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "is taken; set MASTER_PORT, or --master-port, to another" in ended.stderr
+    assert "Traceback" not in ended.stderr

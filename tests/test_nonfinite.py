@@ -109,3 +109,8 @@ def test_where_all_is_well_the_policy_changes_nothing(run: Run, tmp_path: Path) 
     for policy in ("stop", "skip", "restore"):
         assert run(f"train.nonfinite={policy}", "train.precision=fp16", until="train", in_folder=policy).code == 0
     assert results(tmp_path / "skip") == results(tmp_path / "stop") == results(tmp_path / "restore")
+
+
+def test_a_loss_that_is_no_number_is_told_at_the_next_line(run: Run) -> None:
+    ended = run("run.checkpoint_every=1000", until="train", before=broken("loss", range(20, 21)))
+    assert "pipeline: the loss is nan at step 25: training has diverged" in ended.output

@@ -26,6 +26,7 @@ from bench.faults.strikes import Strike
 
 GRACE = 30  # seconds, torchrun's own
 ROOT = Path(__file__).parents[2]
+HELD: list[socket.socket] = []
 CODE = "code"  # a file: that of the launcher
 
 
@@ -102,11 +103,17 @@ def end(pids: Sequence[int]) -> None:
 
 
 def port() -> int:
-    """One that is free, from below those which the kernel hands out: no connection will take it before the ranks meet."""
+    """One that is free, from below those which the kernel hands out: no connection will take it before the ranks meet.
+
+    Nor will another launcher: each holds the UDP port of that number for as long as it lives.
+    """
     while True:
         number = random.randrange(15000, 32000)
+        held = socket.socket(type=socket.SOCK_DGRAM)
         with contextlib.suppress(OSError), socket.socket() as s:
+            held.bind(("127.0.0.1", number))
             s.bind(("127.0.0.1", number))
+            HELD.append(held)
             return number
 
 

@@ -149,7 +149,7 @@ MUTANTS = (
         "stages/record.py",
         'if not math.isfinite(means["loss"])',
         "if False",
-        ("tests/test_cli.py", "-k", "diverge"),
+        ("tests/test_nonfinite.py", "-k", "next_line"),
     ),
     Mutant("a damaged artifact is believed", "runtime/manifests.py", "files.damage(place, manifest.outputs)", "broken", (HARMED,)),
     Mutant(
