@@ -14,7 +14,7 @@ from pipeline.data import batches
 from pipeline.runtime.world import World
 from pipeline.stages import train
 
-CASES = 300
+CASES = 150
 UNEVEN = Plan(examples=23, batch_size=11, size=2, played=1, parts=3, seed=5, step=9, eval_batch_size=7)
 
 

@@ -42,6 +42,7 @@ def test_stopped_on_two_processes_and_gone_on_with_by_one_it_equals_one_undistur
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
+@pytest.mark.soak
 def test_shards_and_threads_by_default_are_what_other_numbers_of_processes_agree_on_too(run: Run, tmp_path: Path) -> None:
     words = ["train.determinism=elastic", "train.epochs=1", "run.threads=null"]
     for processes in (1, 2):

@@ -12,6 +12,7 @@ from bench.faults.strikes import LAUNCHER, UPDATE, Strike
 SAMPLE = (3, 5, 8, 9, 11, 13, 15, 21, 24, 37)  # cheap ones, of many kinds
 
 
+@pytest.mark.soak
 def test_killed_in_the_middle_of_a_checkpoint_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     whole = kills.undisturbed(tmp_path / "whole", "momentum", 1, "checkpoint")
     strike = Strike("pipeline.learning.state:save_file", call=4, after=True)

@@ -23,6 +23,7 @@ def test_the_checkpoint_that_was_said_to_be_done_loads(way: Way, first: int) -> 
     assert power.checkpoints(Ours(1), 30, first=first, way=way).failures == []
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("harm", power.HARMS)
 def test_a_writer_that_forgets_one_thing_is_found_out(way: Way, harm: str) -> None:

@@ -19,11 +19,13 @@ def test_interrupted_anywhere_it_goes_on_as_if_nothing_had_been(tmp_path: Path) 
     assert {str(case): wrong for case, wrong in found.items() if wrong} == {}
 
 
+@pytest.mark.soak
 def test_killed_three_times_at_the_edges_of_epochs_it_goes_on_as_if_nothing_had_been(tmp_path: Path) -> None:
     case = Case("momentum", 1, "killed", (14, 15, 28))
     assert resumes.campaign([case], tmp_path) == {case: ""}
 
 
+@pytest.mark.soak
 def test_another_result_would_be_noticed(tmp_path: Path) -> None:
     other = resumes.undisturbed("mixup, plateau", 1, tmp_path / "other")
     wrong = resumes.carried_out(Case("momentum", 1, "stopped", (40,)), other, tmp_path / "stopped")

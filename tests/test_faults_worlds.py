@@ -5,6 +5,7 @@ import pytest
 from bench.faults import worlds
 
 
+@pytest.mark.soak
 def test_it_ends_where_one_process_does_and_has_seen_the_same_images() -> None:
     (row,) = worlds.run([("DDP on 2", "one process")])
     assert not row["failures"]

@@ -39,6 +39,7 @@ def test_it_stops_and_no_checkpoint_holds_it(run: Run, tmp_path: Path, where: st
     assert kept == ["step-000000018", "step-000000020"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["skip", "restore"])
 @pytest.mark.parametrize("where", WHERE)
 def test_the_step_is_left_out_on_all_processes_and_an_interruption_changes_nothing(
@@ -56,6 +57,7 @@ def test_the_step_is_left_out_on_all_processes_and_an_interruption_changes_nothi
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("words", [["train.determinism=elastic"], ["run.strategy=fsdp"]])
 def test_all_processes_go_back_to_the_checkpoint_that_is_being_written(run: Run, words: list[str]) -> None:
     words = [*words, "train.nonfinite=restore", "train.epochs=2"]
@@ -90,12 +92,14 @@ def test_where_no_step_is_any_good_it_stops(run: Run, policy: str) -> None:
     assert "no finite loss or gradient in 10 steps at step 25: training has diverged" in ended.output
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["skip", "restore"])
 def test_single_steps_that_are_no_good_do_not_stop_it_however_many(run: Run, policy: str) -> None:
     ended = run(f"train.nonfinite={policy}", until="train", before=broken("loss", range(3, 60, 5)))
     assert ended.code == 0, ended.output
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize("policy", ["skip", "restore"])
 def test_an_interruption_does_not_change_where_it_stops(run: Run, policy: str) -> None:
     how: dict[str, Any] = {"until": "train", "before": broken("loss", range(15, 1000))}
