@@ -47,7 +47,7 @@ def _duration(value: Any) -> Any:
         return value
     parts = re.fullmatch(r"(?:(\d+)d)?((?:\d+h)?(?:\d+m)?(?:\d+s)?)", value.strip())
     if parts is None:
-        raise ValueError("a duration is written as 45m or 1h30m or 2d")
+        raise ValueError("a duration is written as 90s, 45m, 1h30m or 2d")
     return f"P{parts[1] or 0}DT{parts[2] or '0s'}".upper()
 
 
@@ -301,7 +301,8 @@ def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "")
     if first["type"] == "literal_error" and or_else is None:
         choices = [c.strip("' ") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
         return f"{where}: no choice {str(first['input'])!r}{_nearest(str(first['input']), choices)}"
-    wrong = f"{first['msg'][0].lower()}{first['msg'][1:]}" + (f", or {or_else['msg'].removeprefix('Input should be ')}" if or_else else "")
+    text = first["msg"].removeprefix("Value error, ")
+    wrong = f"{text[0].lower()}{text[1:]}" + (f", or {or_else['msg'].removeprefix('Input should be ')}" if or_else else "")
     return f"{where}: {wrong} (got {first['input']!r})"
 
 

@@ -14,6 +14,7 @@ from pipeline.config import Config, dump, load
 from pipeline.errors import Lost, PipelineError
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, outcome, told
+from pipeline.runtime.claims import holder
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import StopFlag, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
@@ -108,6 +109,9 @@ def _status(config: Config) -> int:
             waiting = waiting or name
         else:
             print(f"{name:9} {found.why:9} {found.place}")
+    place = config.run.folder / config.run.name
+    if owner := holder(place / ".run"):
+        print(f"{place} is being worked on by pid {owner.pid} on host {owner.host} since {owner.since}")
     return 0
 
 

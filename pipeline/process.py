@@ -19,7 +19,7 @@ from pipeline.runtime.folder import RunFolder, write_status
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.runner import Runner
 from pipeline.runtime.trackers import Trackers
-from pipeline.runtime.watch import Watch
+from pipeline.runtime.watch import AFTERWARDS, Watch
 from pipeline.summary import summarise
 
 if TYPE_CHECKING:
@@ -148,7 +148,7 @@ def told(error: BaseException, stop: StopFlag) -> BaseException:
         return error
     if stop:
         return stop.interrupted("while other processes were leaving")
-    return Lost(f"another process was lost: {found[0].lower()}; the same command goes on from the last checkpoint")
+    return Lost(f"another process was lost: {found[0].lower()}; {AFTERWARDS}")
 
 
 def outcome(error: BaseException) -> tuple[int, str]:

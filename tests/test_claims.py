@@ -14,7 +14,7 @@ import pytest
 from conftest import Run
 
 from pipeline.errors import TakenOver
-from pipeline.runtime import claims
+from pipeline.runtime import claims, files, folder
 from pipeline.runtime.claims import Claim, Owner
 
 
@@ -207,3 +207,18 @@ def test_where_there_are_no_locks_the_signs_of_life_tell(tmp_path: Path, monkeyp
     assert isinstance(take(tmp_path / "x"), Owner)
     owned_by(claim, age=claims.STALE + 1)
     assert isinstance(take(tmp_path / "x"), Claim)
+
+
+def test_on_a_full_disk_the_status_is_written_where_the_last_one_was_but_by_its_owner_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    claim = taken(tmp_path / ".run")
+    folder.write_status(tmp_path, "running", aside=claim.place, why="a longer one " * 9)
+    monkeypatch.setattr(files, "write_json", full)
+    folder.write_status(tmp_path, "failed", aside=claim.place)
+    assert files.read_json(tmp_path / "status.json")["state"] == "failed"
+    with pytest.raises(OSError, match="No space"):
+        folder.write_status(tmp_path, "done", aside=tmp_path / "another's")

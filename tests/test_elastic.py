@@ -66,7 +66,7 @@ def test_one_two_and_four_processes_give_the_same_bits(run: Run, tmp_path: Path,
 @pytest.mark.parametrize(
     ("words", "processes", "message"),
     [
-        (["train.shards=6"], 1, "train.shards: value error, shards are halved over and over, so take a power of two, as 4 or 8 (got 6)"),
+        (["train.shards=6"], 1, "train.shards: shards are halved over and over, so take a power of two, as 4 or 8 (got 6)"),
         ([], 3, "train.shards: 4 cannot be shared out evenly to 3 processes; start one of 1, 2, 4"),
         (["run.strategy=fsdp"], 2, "run.strategy: fsdp adds up gradients in an order of its own; with train.determinism=elastic use auto"),
         (["train.batch_size=3"], 1, "train.batch_size: 3 images cannot be cut into 4 parts (4 shards, train.accumulate=1); use 4 or more"),

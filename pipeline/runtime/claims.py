@@ -117,14 +117,18 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
     files.make_folder(path.parent)
     while True:
         draft = Path(f"{path}.draft-{secrets.token_hex(4)}")
-        draft.mkdir()
+        try:
+            draft.mkdir()
+        except OSError as error:  # what people know is where it would be
+            raise OSError(error.errno, error.strerror, str(path.parent)) from None
         file = (draft / OWNER).open("x")
         try:
             with contextlib.suppress(OSError):  # a file system without it: then only the signs of life tell
                 fcntl.flock(file, fcntl.LOCK_EX)
-            file.write(json.dumps(asdict(mine)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+            with files.named(path.parent):
+                file.write(json.dumps(asdict(mine)) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
             worked, held = newest(path, "partial"), newest(path, "claim")  # in this order: the first has no higher number
             holder = _holder(held, mine, now=os.fstat(file.fileno()).st_mtime)
             number = 1 + max(_number(worked), _number(held))
@@ -137,6 +141,11 @@ def take(path: Path, shown: Path, lost: Callable[[str], None] = lambda why: None
         file.close()
         if holder is not None:
             return holder
+
+
+def holder(path: Path) -> Owner | None:
+    """Who works in it, for those that only look."""
+    return _holder(newest(path, "claim"), Owner.here(), now=time.time())
 
 
 def held_by(path: Path, host: str, pid: int) -> Path | None:

@@ -10,6 +10,8 @@ logs/rank-<n>.log                  what the processes other than the main one pr
 .run.claim-<n>                     whose it is; what is written is renamed out of it, so that a life that has lost it cannot
 """
 
+import errno
+import json
 import os
 import time
 from collections.abc import Callable
@@ -72,4 +74,11 @@ class RunFolder:
 def write_status(folder: Path, state: str, *, aside: Path, **facts: Any) -> None:
     """`aside` is the claim of the life that it tells of: if another has taken the folder over, this fails with OSError."""
     values = {"state": state, "pid": os.getpid(), "at": time.strftime("%FT%T%z"), **facts}
-    files.write_json(folder / "status.json", values, aside=aside)
+    try:
+        files.write_json(folder / "status.json", values, aside=aside)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not aside.is_dir():
+            raise
+        with (folder / "status.json").open("r+") as file:  # on a full disk there is room where it was
+            file.write(json.dumps(values, indent=2, sort_keys=True) + "\n")
+            file.truncate()

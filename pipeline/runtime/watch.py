@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 
 from pipeline.runtime import files
 
+AFTERWARDS = "the same command goes on from the last checkpoint, or begins again"
 LENGTH = 1024  # bytes of a file: one that keeps its size needs no room on a full disk
 PACKAGE = Path(__file__).parents[1]
 WAITING = (f"torch{os.sep}distributed{os.sep}", f"torch{os.sep}autograd{os.sep}")  # whose code stands still for other processes
@@ -158,7 +159,10 @@ class Watch:
         )
         verdict = {key: guilty[key] for key in ("machine", "pid")}
         if self._is_first():
-            self.end(1, f"{_sentence(guilty, self._timeout, silent=bool(silent))}; the same command goes on from the last checkpoint")
+            self.end(
+                1,
+                f"{_sentence(guilty, self._timeout, silent=bool(silent))}; {AFTERWARDS}",
+            )
             with contextlib.suppress(OSError):
                 files.write_json(self._verdict, verdict)
         else:
