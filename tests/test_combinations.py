@@ -64,6 +64,8 @@ VALUES: dict[str, Sequence[Any]] = {
     "train.batch_norm": (*["sync"] * 3, *["local"] * 3, 2, 4),
     "train.accumulate": (*[None] * 6, 1, 2, 2, 3),
     "train.clip": (None, None, 0.1, 1),
+    "train.determinism": (*["resume"] * 24, "elastic"),
+    "train.shards": (2, 4, 8),
     "train.warmup": (0, 0, 0, 0, 0.1, 0.2),
     "train.mean": (*[None] * 24, *[[0.5]] * 12, [0.4, 0.5, 0.6]),
     "train.std": (*[None] * 24, *[[0.25]] * 12, [0.2, 0.25, 0.3]),

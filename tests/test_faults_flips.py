@@ -36,6 +36,6 @@ def test_what_comes_out_in_the_end_is_that_of_an_undisturbed_run(kept: Kept) -> 
 
 
 @pytest.mark.soak
-@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.filterwarnings("default")  # what others warn of while they load is theirs
 def test_others_load_some_of_it_without_a_word() -> None:
     assert all(row["silently wrong"] > 0 for row in flips_peers.flips(range(20)))

@@ -76,6 +76,7 @@ def _do(work: Work, output: Path, stopped: bool) -> int:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
+    sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115 (pytest has put its own there)
     warnings.simplefilter("default")  # a test has them raised
     try:
         if stopped:
