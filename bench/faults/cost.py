@@ -28,13 +28,13 @@ LOOPS = {
         "data.source={name: synthetic, train: 20000, test: 100, size: 28, channels: 1}",
         "train.model=lenet5",
         "train.batch_size=64",
-        "train.steps=3000",
+        "train.steps=2000",
     ),
     "ResNet-18 (11 million parameters), batch 32, a checkpoint every 20 steps": (
         "data.source={name: synthetic, train: 2000, test: 100, size: 16, channels: 3}",
         "train.model=resnet18",
         "train.batch_size=32",
-        "train.steps=60",
+        "train.steps=40",
         "run.checkpoint_every=20",
     ),
 }
@@ -148,7 +148,7 @@ def _ms(value: float) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3)
     asked = parser.parse_args().repeats
     arms: list[Callable[[int], list[Row]]] = [saves, loops]
     sys.exit(report("cost", [row for arm in arms for row in arm(asked)], repeats=asked))
