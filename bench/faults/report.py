@@ -3,8 +3,10 @@
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +30,13 @@ def report(name: str, rows: Sequence[Row], **facts: Any) -> int:
             print(f"failed: {failure}", file=sys.stderr)
     kept = {"command": f"python -m bench.faults.{name}", **facts, "machine": machine(), "rows": rows}
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"faults_{name}.json").write_text(json.dumps(kept, indent=1) + "\n")
+    (RESULTS / f"faults_{name}.json").write_text(_anywhere(json.dumps(kept, indent=1)) + "\n")
     return int(any(row.get("failures") for row in rows))
+
+
+def _anywhere(text: str) -> str:
+    """Without the places of this machine: those of its Python, and temporary ones."""
+    return re.sub(rf"{re.escape(tempfile.gettempdir())}/[^/\s\"]+/|{re.escape(sys.prefix)}/", "", text)
 
 
 def machine() -> dict[str, Any]:
