@@ -19,25 +19,13 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from conftest import TINY
 from processes import CONTEXT, free_port
 
 from bench.faults.report import Row, report
 from pipeline.runtime import files
 
-WORDS = [
-    "evaluate",
-    "data.source={name: synthetic, train: 200, test: 57}",
-    "train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16]}",
-    "train.epochs=4",
-    "train.batch_size=12",
-    "train.lr=0.05",
-    "train.augment=[flip, {name: crop, padding: 1}]",
-    "run.name=tiny",
-    "run.log_every=5",
-    "run.checkpoint_every=10",
-    "run.trackers=[]",
-    "run.threads=1",
-]
+WORDS = ["evaluate", *TINY, "run.trackers=[]"]
 BEAT, STALE = 0.2, 1.0  # seconds; as the product's own, thirty times faster
 WAIT = 120.0  # seconds, for what must come
 COMPARED = ("prepare/train-00000.arrow", "train/weights.safetensors", "train/metrics.jsonl", "evaluate/predictions.safetensors")

@@ -1,18 +1,8 @@
 """A small run, variations of it, and the places in the code by which its phases are known."""
 
-TINY = [
-    "data.source={name: synthetic, train: 200, test: 57}",
-    "train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16]}",
-    "train.epochs=2",
-    "train.batch_size=12",
-    "train.lr=0.05",
-    "train.augment=[flip, {name: crop, padding: 1}]",
-    "run.name=tiny",
-    "run.log_every=5",
-    "run.checkpoint_every=4",
-    "run.trackers=[]",
-    "run.threads=1",
-]
+import conftest
+
+TINY = [*conftest.TINY, "train.epochs=2", "run.checkpoint_every=4", "run.trackers=[]"]
 RECIPES = {
     "momentum": ["train.optimizer={name: sgd, momentum: 0.9}"],
     "adamw, average": ["train.optimizer=adamw", "train.lr=0.003", "train.average={name: ema, decay: 0.9}", "train.warmup=1"],
