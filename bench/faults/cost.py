@@ -1,85 +1,77 @@
 """What trust costs: python -m bench.faults.cost [--repeats N]
 
-Steps: the training loop with everything on (checkpoints, their checks, the record's digest, the watch for
-hangs), beside the same loop without; from its first step until the last checkpoint is on the disk.
+Steps: windows of one training, each from a checkpoint to where the next is due, by turns with everything on (the
+checkpoint, until it is on the disk, its checks, the marks of the watch for hangs, the agreement to stop) and with
+all that off. The ratio is the median of those of neighbours, on a machine whose speed drifts; the first window,
+which warms up, is left out.
 Saves: how long one of ours keeps the loop waiting, and how long until it is synced to the disk, beside
-accelerate's `save_state`, and beside that with the syncs it leaves out. Arms take turns; medians of the
-repeats, the ratio that of the medians.
+accelerate's `save_state`, and beside that with the syncs it leaves out. They take turns; medians of the repeats.
 """
 
 import argparse
-import functools
+import json
 import os
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from conftest import TINY
-from processes import launch
+from processes import begin
 
 from bench.faults.report import Row, report
 
-LOOPS = {
-    "LeNet-5, batch 64, a checkpoint every 500 steps": (
-        "data.source={name: synthetic, train: 20000, test: 100, size: 28, channels: 1}",
-        "train.model=lenet5",
-        "train.batch_size=64",
-        "train.steps=2000",
-    ),
-    "ResNet-18 (11 million parameters), batch 32, a checkpoint every 20 steps": (
-        "data.source={name: synthetic, train: 2000, test: 100, size: 16, channels: 3}",
-        "train.model=resnet18",
-        "train.batch_size=32",
-        "train.steps=40",
-        "run.checkpoint_every=20",
-    ),
+LENET = ("data.source={name: synthetic, train: 20000, test: 100, size: 28, channels: 1}", "train.model=lenet5", "train.batch_size=64")
+RESNET = ("data.source={name: synthetic, train: 2000, test: 100, size: 16, channels: 3}", "train.model=resnet18", "train.batch_size=32")
+LOOPS = {  # overrides, steps from checkpoint to checkpoint, windows with trust and without, processes
+    "LeNet-5, batch 64, a checkpoint every 100 steps": (LENET, 100, 60, 1),
+    "the same on 2 processes": (LENET, 100, 60, 2),
+    "ResNet-18 (11 million parameters), batch 32, a checkpoint every 20 steps": (RESNET, 20, 30, 1),
 }
-COMMON = ("train.augment=[]", "data.validation=0", "run.log_every=50", "run.checkpoint_every=500", "run.trackers=[]", "train.epochs=1")
+COMMON = ("train.augment=[]", "data.validation=0", "run.trackers=[]", "train.epochs=1")
 
 
-def timed(_: int, *, trusted: bool) -> None:
-    """Let a training write down how long its loop took; without trust nothing is saved, and nothing looked at."""
+def alternate(rank: int) -> None:
+    """Take trust away from every other window; the seconds of the windows, with it and without, go into a file."""
+    from pipeline.runtime.watch import Marks
+    from pipeline.runtime.world import World
     from pipeline.stages.record import Record
 
-    begin, end = Record.__enter__, Record.__exit__
+    real = {(owner, name): getattr(owner, name) for owner, name in ((Marks, "at"), (World, "stopping"), (Record, "save"))}
+    seconds: dict[bool, list[float]] = {True: [], False: []}
+    trusted, began = False, time.perf_counter()
 
-    def enter(record: Record) -> Record:
-        record._began = time.perf_counter()  # type: ignore[attr-defined]
-        return begin(record)
+    def save(record: Any, keep: int) -> None:
+        nonlocal trusted, began
+        record._written()
+        seconds[trusted].append(time.perf_counter() - began)
+        trusted, began = not trusted, time.perf_counter()
+        for (owner, name), function in real.items():
+            setattr(owner, name, function if trusted else lambda *_: None)
+        Record.save = save  # type: ignore[assignment, method-assign]
+        if trusted:
+            real[Record, "save"](record, keep)
+        if rank == 0:
+            Path("seconds.json").write_text(json.dumps([seconds[True], seconds[False][1:]]))
 
-    def leave(record: Record, *how: Any) -> None:
-        end(record, *how)
-        Path("seconds").write_text(str(time.perf_counter() - record._began))  # type: ignore[attr-defined]
-
-    Record.__enter__, Record.__exit__ = enter, leave  # type: ignore[method-assign]
-    if not trusted:
-        Record.save = lambda *_: None  # type: ignore[method-assign]
-
-
-def loop(folder: Path, words: Sequence[str], *, trusted: bool) -> float:
-    """Milliseconds a step."""
-    folder.mkdir()
-    watch = () if trusted else ("run.hang_timeout=null",)
-    ended = launch(folder, ["train", *TINY, *COMMON, *words, *watch], before=functools.partial(timed, trusted=trusted))
-    assert ended.code == 0, ended.output
-    steps = next(int(word.partition("=")[2]) for word in words if word.startswith("train.steps="))
-    return float((folder / "seconds").read_text()) / steps * 1e3
+    Record.save = save  # type: ignore[assignment, method-assign]
 
 
-def loops(repeats: int) -> list[Row]:
+def loops() -> list[Row]:
     rows: list[Row] = []
-    for name, words in LOOPS.items():
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for _ in range(repeats):
-            for trusted in times:
-                with tempfile.TemporaryDirectory() as work:
-                    times[trusted].append(loop(Path(work) / "run", words, trusted=trusted))
-        on, off = statistics.median(times[True]), statistics.median(times[False])
-        rows.append({"what": f"step, {name}", "without, ms": _ms(off), "ours, ms": _ms(on), "ratio": round(on / off, 3)})
+    for name, (words, every, windows, processes) in LOOPS.items():
+        with tempfile.TemporaryDirectory() as work:
+            often = (f"run.checkpoint_every={every}", f"run.log_every={every // 4}", f"train.steps={(2 * windows + 1) * every}")
+            started = begin(Path(work), ["train", *TINY, *COMMON, *words, *often], before=alternate, processes=processes)
+            for process in started:
+                process.join()
+            assert not any(process.exitcode for process in started), (Path(work) / "output.txt").read_text()
+            on, off = json.loads((Path(work) / "seconds.json").read_text())
+        ratio = statistics.median(ours / without for ours, without in zip(on, off, strict=True))
+        ms = [_ms(statistics.median(seconds) / every * 1e3) for seconds in (off, on)]
+        rows.append({"what": f"step, {name}", "without, ms": ms[0], "ours, ms": ms[1], "ratio": round(ratio, 3), "pairs": windows})
     return rows
 
 
@@ -148,7 +140,6 @@ def _ms(value: float) -> float:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=20)
     asked = parser.parse_args().repeats
-    arms: list[Callable[[int], list[Row]]] = [saves, loops]
-    sys.exit(report("cost", [row for arm in arms for row in arm(asked)], repeats=asked))
+    sys.exit(report("cost", [*saves(asked), *loops()], repeats=asked))

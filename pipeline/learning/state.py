@@ -11,10 +11,12 @@ field of TrainState. Nothing else is saved.
 """
 
 import contextlib
+import math
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -136,7 +138,8 @@ class Snapshot:
 
     @property
     def is_finite(self) -> bool:
-        return all(bool(weight.isfinite().all()) for weight in self.tensors["weights"].values() if weight.is_floating_point())
+        weights = [w for w in self.tensors["weights"].values() if w.is_floating_point() and w.numel()]
+        return all(math.isfinite(end) for weight in weights for end in torch.aminmax(weight))  # a tenth of the time of `isfinite`
 
 
 def snapshot(state: TrainState, tallies: Tensor, *, wanted: bool, over: Snapshot | None = None, **values: Any) -> Snapshot:
@@ -172,8 +175,8 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
         files.sync(folder.parent)
     partial.mkdir()
     try:
-        for name, tensors in snapshot.tensors.items():
-            write(tensors, partial / f"{name}.safetensors")
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(lambda name: write(snapshot.tensors[name], partial / f"{name}.safetensors"), snapshot.tensors))
         files.commit_folder(partial, final, snapshot.values, also)
     except OSError:
         with contextlib.suppress(OSError):
