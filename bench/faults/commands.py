@@ -48,6 +48,7 @@ class Tried:
     output: str
     alone: int = 0  # of the processes beside it, how many ended by themselves
     hits: int = 0
+    mute: bool = False  # what it had to say was what failed
 
     @property
     def wrong(self) -> str:
@@ -57,9 +58,9 @@ class Tried:
             return "it hangs"
         if "Traceback" in self.output:
             return "a traceback"
-        if any("/" not in line for line in words):
+        if any(not {"/", "runs", "artifacts"} & {*line, *line.split()} for line in words):
             return "no path is named"
-        return "" if (self.code, len(words)) in ((0, 0), (1, 1)) else f"exit code {self.code} with {len(words)} lines"
+        return "" if self.mute or (self.code, len(words)) in ((0, 0), (1, 1)) else f"exit code {self.code} with {len(words)} lines"
 
 
 @dataclass

@@ -62,7 +62,8 @@ def attempt(folder: Path, command: Command, fault: Fault | None = None) -> tuple
     with injected.watched(first.pid, folder, fault) as calls:
         code = _ended(first, PATIENCE)
         alone = sum(_ended(other, GRACE if code else PATIENCE) is not None for other in others)
-    return first.pid, Tried(code, (folder / "output.txt").read_text(), alone, injected.hits(calls, folder, fault)), calls
+    mute = any(call.injected and path.name == "output.txt" for call in calls for path in call.paths)
+    return first.pid, Tried(code, (folder / "output.txt").read_text(), alone, injected.hits(calls, folder, fault), mute), calls
 
 
 def _ended(process: ForkServerProcess, patience: float) -> int | None:

@@ -131,8 +131,7 @@ def watched(pid: int, folder: Path, fault: Fault | None = None) -> Iterator[list
 
 def hits(calls: Sequence[Call], folder: Path, fault: Fault | None) -> int:
     """How many of them were made to fail; where any file may be meant, those in `folder`."""
-    failed = [call for call in calls if call.text.rstrip().endswith("(INJECTED)")]
-    return sum(bool(fault and fault.paths) or any(path.is_relative_to(folder) for path in call.paths) for call in failed)
+    return sum(call.injected and (bool(fault and fault.paths) or any(path.is_relative_to(folder) for path in call.paths)) for call in calls)
 
 
 def _names(call: Call) -> list[str]:

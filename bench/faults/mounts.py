@@ -1,4 +1,8 @@
-"""A disk that is too small, and one that may only be read: file systems of its own that a command works on. Needs root."""
+"""A disk that is too small, and one that may only be read: file systems of its own that a command works on. Needs root.
+
+One becomes read-only while files are open for writing as a real one does when the kernel has found an error: by the
+abort of an ext4 file system in a file. What had not been synced by then is lost when it is mounted again.
+"""
 
 import contextlib
 import ctypes
@@ -17,6 +21,7 @@ from bench.faults.commands import Command, Tally, Tried, folders, harm, results
 
 PLACES = ("artifacts", "runs")
 ROOM = 64 << 10  # KiB: for all that these commands write
+EXT4 = ("-t", "ext4", "-o", "loop,errors=remount-ro")
 CAP_DAC_OVERRIDE = 1  # linux/capability.h
 
 
@@ -25,11 +30,13 @@ def refused() -> str:
     if os.geteuid() != 0:
         return "only root may mount"
     with folders() as (folder, _):
-        folder.mkdir()
-        tried = _mount("-t", "tmpfs", "none", str(folder))
-        if tried.returncode == 0:
-            _umount(folder)
-    return tried.stderr.strip()
+        try:
+            with _disks(folder, "any"):
+                return ""
+        except FileNotFoundError as error:
+            return str(error)
+        except subprocess.CalledProcessError as error:
+            return str(error.stderr).strip()
 
 
 def sizes(command: Command, cases: int) -> Tally:
@@ -40,10 +47,10 @@ def sizes(command: Command, cases: int) -> Tally:
         needed = sum(-(-path.lstat().st_size // 4096) * 4 + 4 for path in reference.rglob("*"))
         for case in range(cases):
             size = 16 + (needed + 128 - 16) * case // max(1, cases - 1) // 4 * 4
-            with _mounted(folder, size, ""):
+            with _mounted(folder, size):
                 tried = _tried(folder, command)
                 trouble = harm(folder, command)
-                _mount("-o", f"remount,size={ROOM}k", str(folder))
+                _call("mount", "-o", f"remount,size={ROOM}k", folder)
                 tally.judge(f"case {case}, a disk of {size} KiB", tried, trouble, folder, command, expected)
     return tally
 
@@ -72,7 +79,7 @@ def read_only(command: Command, locks: Sequence[Locked] = LOCKS) -> Tally:
     with folders() as (folder, reference):
         expected = _undisturbed(command, reference)
         for lock in locks:
-            with _mounted(folder, ROOM, *PLACES):
+            with _disks(folder, *PLACES):
                 command.prepare(folder)
                 before = _files(folder)
                 tried = _locked(folder, command, lock)
@@ -102,18 +109,19 @@ def _locked(folder: Path, command: Command, lock: Locked) -> Tried:
     if lock.by != "mount":
         return _by_mode(folder, command, places)
     if not lock.after:
+        os.sync()
         lock_now(places)
     try:
         return _tried(folder, command, partial(locks_after, last=lock.after, places=places) if lock.after else None)
     finally:
         for place in places:
-            _mount("-o", "remount,rw", str(place))
+            _call("umount", place)
+            _call("mount", *EXT4, _image(place), place)
 
 
 def lock_now(places: Sequence[Path]) -> None:
     for place in places:
-        locked = _mount("-o", "remount,ro", str(place))
-        assert locked.returncode == 0, locked.stderr
+        _call("mount", "-o", "remount,abort", place)
 
 
 def locks_after(rank: int, *, last: str, places: Sequence[Path]) -> None:
@@ -156,25 +164,37 @@ def _files(folder: Path, *places: str) -> dict[str, bytes]:
 
 
 @contextlib.contextmanager
-def _mounted(folder: Path, size: int, *names: str) -> Iterator[None]:
-    """A folder with a file system of `size` KiB at each of `names`, "" for itself; what is printed goes elsewhere."""
+def _mounted(folder: Path, size: int) -> Iterator[None]:
+    """A folder that is a disk of `size` KiB; what is printed goes elsewhere."""
     folder.mkdir()
+    _call("mount", "-t", "tmpfs", "-o", f"size={size}k", "none", folder)
     try:
-        for name in names:
-            (folder / name).mkdir(exist_ok=True)
-            mounted = _mount("-t", "tmpfs", "-o", f"size={size}k", "none", str(folder / name))
-            assert mounted.returncode == 0, mounted.stderr
         (folder / "output.txt").symlink_to(folder.parent / "output.txt")
         yield
     finally:
-        for name in names:
-            _umount(folder / name)
-        shutil.rmtree(folder)
+        _call("umount", folder)
+        folder.rmdir()
 
 
-def _mount(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["mount", *words], capture_output=True, text=True, check=False)
+@contextlib.contextmanager
+def _disks(folder: Path, *names: str) -> Iterator[None]:
+    """A folder with a disk at each of `names`."""
+    with contextlib.ExitStack() as stack:
+        stack.callback(shutil.rmtree, folder)
+        for place in (folder / name for name in names):
+            place.mkdir(parents=True)
+            with _image(place).open("wb") as image:
+                image.truncate(ROOM << 10)
+            _call("mkfs.ext4", "-q", _image(place))
+            _call("mount", *EXT4, _image(place), place)
+            stack.callback(_call, "umount", place)
+            (place / "lost+found").rmdir()
+        yield
 
 
-def _umount(place: Path) -> None:
-    subprocess.run(["umount", str(place)], check=False)
+def _image(place: Path) -> Path:
+    return place.with_name(f".{place.name}.ext4")
+
+
+def _call(*words: str | Path) -> None:
+    subprocess.run(words, capture_output=True, text=True, check=True)

@@ -47,6 +47,11 @@ class Call:
         return self.result or 0 if "open" in self.name or self.name == "creat" else int(self.text.split("<", 1)[0])
 
     @property
+    def injected(self) -> bool:
+        """Whether it was made to fail."""
+        return self.text.rstrip().endswith("(INJECTED)")
+
+    @property
     def writes(self) -> bool:
         """Of an `open`: that the file may change, or come to be."""
         return any(flag in self.text for flag in ("O_CREAT", "O_WRONLY", "O_RDWR", "O_TRUNC")) or self.name == "creat"
