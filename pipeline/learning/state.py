@@ -16,7 +16,6 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -175,8 +174,8 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
         files.sync(folder.parent)
     partial.mkdir()
     try:
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(lambda name: write(snapshot.tensors[name], partial / f"{name}.safetensors"), snapshot.tensors))
+        for name, tensors in snapshot.tensors.items():
+            write(tensors, partial / f"{name}.safetensors")
         files.commit_folder(partial, final, snapshot.values, also)
     except OSError:
         with contextlib.suppress(OSError):
