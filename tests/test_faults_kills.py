@@ -1,6 +1,7 @@
 """Whichever process is killed, and when: nothing is left running, and the same command makes what it would have made."""
 
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -37,7 +38,8 @@ def test_whichever_process_is_killed_none_is_left(tmp_path: Path, victim: int) -
 
 
 def test_what_is_left_is_found_whoever_is_its_parent_by_now(tmp_path: Path) -> None:
-    subprocess.run(["sh", "-c", "sleep 60 & "], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
+    orphaned = "import subprocess; subprocess.Popen(['sleep', '60'])"  # which comes back when it sleeps; `&` of a shell, when it is to
+    subprocess.run([sys.executable, "-c", orphaned], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
     left = launcher.left(tmp_path)
     assert [launcher.described(pid) for pid in left] == ["sleep 60 "]
     launcher.end(left)
