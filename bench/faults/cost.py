@@ -28,7 +28,7 @@ RESNET = ("data.source={name: synthetic, train: 2000, test: 100, size: 16, chann
 LOOPS = {  # overrides, steps from checkpoint to checkpoint, windows with trust and without, processes
     "LeNet-5, batch 64, a checkpoint every 100 steps": (LENET, 100, 60, 1),
     "the same on 2 processes": (LENET, 100, 60, 2),
-    "ResNet-18 (11 million parameters), batch 32, a checkpoint every 20 steps": (RESNET, 20, 30, 1),
+    "ResNet-18 (11 million parameters), batch 32, a checkpoint every 40 steps": (RESNET, 40, 20, 1),
 }
 COMMON = ("train.augment=[]", "data.validation=0", "run.trackers=[]", "train.epochs=1")
 
