@@ -86,7 +86,7 @@ def test_the_service_of_wandb_ends_with_its_process(tmp_path: Path) -> None:
     finally:
         process.kill()
         process.join()
-    until(lambda: not any(map(alive, started)), 5, lambda: f"of {started} some have outlived their process")
+    until(lambda: not any(map(alive, started)), 10, lambda: f"of {started} some have outlived their process")
 
 
 def _below(pid: int) -> list[int]:
