@@ -3,6 +3,8 @@
 Torch-free, so that `--help`, `status` and a run in which everything is fresh answer at once.
 """
 
+import contextlib
+import ctypes
 import math
 import os
 import select
@@ -21,6 +23,7 @@ from pipeline.runtime.signals import STOP_SIGNALS, exit_code
 
 GRACE, WARNED = 3.0, 20.0  # seconds; the latter after USR1 and USR2, which schedulers send well ahead of the end
 TICK = 0.25  # seconds between two looks at the launcher
+MALLOPT = {-1: -1, -4: 0}  # man 3 mallopt: M_TRIM_THRESHOLD, never; M_MMAP_MAX, no block of its own
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,15 @@ def prepare_process(run: RunConfig, launch: Launch) -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # restarts under torchrun: 20 of 20, not 7
     threads = run.threads or max(1, len(os.sched_getaffinity(0)) // launch.local_size)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    keep_freed_memory()
     return threads
+
+
+def keep_freed_memory() -> None:
+    """Have glibc keep what one step frees for the next; as it comes, large blocks go back to the kernel, to be got anew page by page."""
+    with contextlib.suppress(AttributeError):  # other C libraries have no such settings
+        for setting, value in MALLOPT.items():
+            ctypes.CDLL(None).mallopt(setting, value)
 
 
 class StopFlag:

@@ -52,6 +52,8 @@ class World:
         """
         strategy = _strategy(run.strategy, launch.size)
         self.strategy = strategy if shards is None else "elastic"
+        self._channels_last = precision in AUTOCAST if run.channels_last is None else run.channels_last
+        self._channels_last &= strategy != "fsdp"  # which shards contiguous parameters only
         cpu = run.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
@@ -114,7 +116,7 @@ class World:
             "strategy": self.strategy,
             **({} if gpu else {"threads": torch.get_num_threads()}),
             **({"compile": self._run.compile} if self._run.compile != "no" else {}),
-            **({"channels_last": True} if self._run.channels_last else {}),
+            **({"channels_last": True} if self._channels_last else {}),
         }
 
     def __str__(self) -> str:
@@ -123,7 +125,9 @@ class World:
         count = torch.get_num_threads()
         threads = f", {count} thread{'s' * (count > 1)} each" if self.device.type == "cpu" else ""
         compiled = "" if self._run.compile == "no" else ", compiled"
-        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}"
+        computed = "" if self._precision == "no" else f", in {self._precision}"
+        layout = ", channels last" if self._channels_last else ""
+        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}"
 
     def _use_cuda(self) -> None:
         """The device by its number, its generators, and kernels that give the same bits each time."""
@@ -138,7 +142,7 @@ class World:
     def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int, *, batch_norm: str | int = "sync") -> nn.Module:
         """Place and parallelise `model`, for global batches of images of `shape`: the one place that chooses a strategy."""
         model = model.to(self.device, self.dtype)
-        if self._run.channels_last and self.strategy != "fsdp":  # which shards contiguous parameters only
+        if self._channels_last:
             model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
@@ -244,7 +248,7 @@ class World:
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
         self.marks.at("forward")
-        if self._run.channels_last:
+        if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, AUTOCAST.get(self._precision), enabled=self._precision in AUTOCAST):
             logits: Tensor = model(images)
