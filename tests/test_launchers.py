@@ -60,7 +60,7 @@ def test_accelerate_launch_starts_several_processes_without_a_gpu_if_asked_as_it
     finally:
         del os.environ["ACCELERATE_USE_CPU"]
     assert process.returncode == 0, output
-    assert "train: 2 processes (ddp) on cpu" in output
+    assert "train: 2 processes (shared) on cpu" in output
 
 
 def test_one_process_where_two_were_asked_for_is_an_error_with_a_cure(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_stopped_on_some_processes_goes_on_on_others(run: Run, tmp_path: Path, a
 def test_other_processes_are_quiet_and_log_to_files(run: Run, tmp_path: Path) -> None:
     run(until="train", processes=2)
     assert (tmp_path / "output-1.txt").read_text() == ""
-    assert "2 processes (ddp)" in (tmp_path / "runs/tiny/logs/rank-1.log").read_text()
+    assert "2 processes (shared)" in (tmp_path / "runs/tiny/logs/rank-1.log").read_text()
 
 
 def test_a_batch_smaller_than_the_world_is_refused(run: Run) -> None:

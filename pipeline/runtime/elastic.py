@@ -64,8 +64,12 @@ class Reduction:
         return [buffer for buffer in self._buffers if buffer.is_floating_point()]
 
 
-def in_pairs(branches: Sequence[Tensor]) -> Tensor:
-    """The sum of a power of two of tensors, by adding neighbours until one is left."""
-    while len(branches) > 1:
-        branches = [a + b for a, b in zip(branches[::2], branches[1::2], strict=True)]
-    return branches[0]
+def in_pairs(branches: Sequence[Tensor], *, out: Tensor | None = None) -> Tensor:
+    """The sum of tensors, by adding neighbours until one is left; the last of an odd number waits for the next round.
+
+    That of several is written to `out`, if given.
+    """
+    while len(branches) > 2:
+        odd = branches[len(branches) & ~1 :]
+        branches = [*(a + b for a, b in zip(branches[::2], branches[1::2], strict=False)), *odd]
+    return branches[0] if len(branches) == 1 else torch.add(*branches, out=out)

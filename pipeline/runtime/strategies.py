@@ -17,6 +17,7 @@ from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pipeline.errors import ConfigError
 
+Total = Callable[[Tensor], Tensor]  # elementwise over all processes
 SHARD = 1_000_000  # parameters a part of the model has to have to be gathered by itself
 
 
@@ -111,12 +112,21 @@ def batch_norms(model: nn.Module) -> list[_BatchNorm]:
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
-def normalise_over(model: nn.Module, images: str | int, size: int, device: torch.device) -> nn.Module:
-    """`model` whose BatchNorms use the statistics of all processes ("sync"), of their own ("local") or of groups of `images`."""
+def over_all(tensor: Tensor) -> Tensor:
+    tensor = tensor.clone()
+    dist.all_reduce(tensor)
+    return tensor
+
+
+def normalise_over(model: nn.Module, images: str | int, size: int, device: torch.device, total: Total = over_all) -> nn.Module:
+    """`model` whose BatchNorms use the statistics of all processes ("sync"), of their own ("local") or of groups of `images`.
+
+    `total` sums over all processes; on CUDA NCCL does.
+    """
     if isinstance(images, int):
         return _converted(model, GroupBatchNorm, images)
     if images == "sync" and size > 1:
-        return _converted(model, nn.SyncBatchNorm if device.type == "cuda" else SyncBatchNorm)
+        return _converted(model, nn.SyncBatchNorm) if device.type == "cuda" else _converted(model, SyncBatchNorm, total)
     return model
 
 
@@ -145,6 +155,10 @@ def _go_on(drop: nn.Module, activation: nn.Module, norm: nn.Module, _: Any, norm
 class SyncBatchNorm(_BatchNorm):
     """`torch.nn.SyncBatchNorm` for any device: torch's own runs on CUDA alone."""
 
+    def __init__(self, total: Total, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.total = total
+
     def _check_input_dim(self, images: Tensor) -> None: ...
 
     def forward(self, images: Tensor) -> Tensor:
@@ -152,9 +166,9 @@ class SyncBatchNorm(_BatchNorm):
         if not self.training:
             return super().forward(images)
         values = images.to(torch.promote_types(images.dtype, torch.float32)).transpose(0, 1).flatten(1)
-        count = _sum(values.new_tensor(values.shape[1]))
-        mean = _sum(values.sum(1)) / count
-        variance = _sum((values - mean[:, None]).square().sum(1)) / count
+        count = _sum(values.new_tensor(values.shape[1]), self.total)
+        mean = _sum(values.sum(1), self.total) / count
+        variance = _sum((values - mean[:, None]).square().sum(1), self.total) / count
         _track(self, mean.detach(), variance.detach() * count / (count - 1))
         shape = (-1, *[1] * (images.dim() - 2))
         normalised = (images - mean.view(shape)) * (variance + self.eps).rsqrt().view(shape)
@@ -199,24 +213,21 @@ def _track(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     norm.running_var.lerp_(variance.to(norm.running_var.dtype), share)
 
 
-def _sum(tensor: Tensor) -> Tensor:
-    return cast(Tensor, _Sum.apply(tensor))
+def _sum(tensor: Tensor, total: Total) -> Tensor:
+    return cast(Tensor, _Sum.apply(tensor, total))
 
 
 class _Sum(torch.autograd.Function):
     """Over all processes, forwards and backwards: each one's loss depends on the statistics of all."""
 
     @staticmethod
-    def forward(_: Any, tensor: Tensor) -> Tensor:
-        tensor = tensor.clone()
-        dist.all_reduce(tensor)
-        return tensor
+    def forward(context: Any, tensor: Tensor, total: Total) -> Tensor:
+        context.total = total
+        return total(tensor)
 
     @staticmethod
-    def backward(_: Any, gradient: Tensor) -> Tensor:
-        gradient = gradient.clone()
-        dist.all_reduce(gradient)
-        return gradient
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.total(gradient), None
 
 
 def refuse_parts(model: nn.Module, images: str | int, batch_size: int, parts: int) -> None:

@@ -27,7 +27,7 @@ from pipeline.runtime import files
 AFTERWARDS = "the same command goes on from the last checkpoint, or begins again"
 LENGTH = 1024  # bytes of a file: one that keeps its size needs no room on a full disk
 PACKAGE = Path(__file__).parents[1]
-WAITING = (f"torch{os.sep}distributed{os.sep}", f"torch{os.sep}autograd{os.sep}")  # whose code stands still for other processes
+WAITING = (f"torch{os.sep}distributed{os.sep}", f"torch{os.sep}autograd{os.sep}", f"runtime{os.sep}exchange.py")  # who wait for others
 
 T = TypeVar("T")
 

@@ -25,9 +25,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import RunConfig
 from pipeline.errors import ConfigError, Stopped, TakenOver
-from pipeline.runtime import strategies
+from pipeline.runtime import exchange, strategies
 from pipeline.runtime.console import say
 from pipeline.runtime.elastic import Reduction, in_pairs
+from pipeline.runtime.exchange import Exchange, Gradients
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.watch import Marks
 
@@ -68,6 +69,8 @@ class World:
             ],
         )
         self._stop, self._precision, self._run = stop, precision, run
+        self._exchange: Exchange | None = None
+        self._gradients: Gradients | None = None
         self.marks = Marks()
         self.rank: int = self._accelerator.process_index
         self.size: int = self._accelerator.num_processes
@@ -92,6 +95,8 @@ class World:
             raise ConfigError("train.precision: this GPU has no float64; use run.device=cpu")
         if self.size != launch.size:
             raise ConfigError(f"{launch.size} processes were launched, but {self.size} came together")
+        if self.size > 1 and self.device.type == "cpu" and run.strategy == "auto":
+            self._share_memory(one_machine=launch.local_size == self.size)
 
     def __enter__(self) -> "World":
         return self
@@ -102,6 +107,8 @@ class World:
                 with contextlib.suppress(RuntimeError) if error else contextlib.nullcontext():  # who stops may have left already
                     dist.barrier()  # a launcher ends the others when one has left; the main one may still be writing
             dist.destroy_process_group()
+        if self._exchange is not None:
+            self._exchange.close()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
 
@@ -129,6 +136,14 @@ class World:
         layout = ", channels last" if self._channels_last else ""
         return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}"
 
+    def _share_memory(self, *, one_machine: bool) -> None:
+        """Sum through the memory of the machine from now on, if all processes are on one."""
+        self._exchange = exchange.join(self.rank, self.size, agree=self.agree, any_=self.any)
+        if self._exchange is None and one_machine:
+            say("the processes of this machine cannot share memory, as in containers of their own; sums go over the network (DDP), slower")
+        if self._exchange is not None and self._reduction is None:
+            self.strategy = "shared"
+
     def _use_cuda(self) -> None:
         """The device by its number, its generators, and kernels that give the same bits each time."""
         torch.cuda.init()  # type: ignore[no-untyped-call]  # there are no generators before
@@ -142,13 +157,17 @@ class World:
     def wrap(self, model: nn.Module, shape: tuple[int, ...], batch_size: int, *, batch_norm: str | int = "sync") -> nn.Module:
         """Place and parallelise `model`, for global batches of images of `shape`: the one place that chooses a strategy."""
         model = model.to(self.device, self.dtype)
+        if self._exchange is not None:
+            for tensor in model.state_dict().values():  # DDP does so by itself
+                dist.broadcast(tensor, 0)
         if self._channels_last:
             model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
         if self._reduction is not None and batch_norm == "sync" and strategies.batch_norms(model):
             raise ConfigError("train.batch_norm: shards of determinism=elastic know nothing of each other; use train.batch_norm=local")
-        model = strategies.normalise_over(model, batch_norm, self.size, self.device)
+        compiled = self._run.compile != "no"  # which knows how to go around torch's sum, and nobody else's
+        model = strategies.normalise_over(model, batch_norm, self.size, self.device, strategies.over_all if compiled else self.sum)
         averages = self._reduction is None and self.size > 1 and batch_norm != "sync"
         self._averaged = strategies.batch_norms(model) if averages else []
         if self._run.compile != "no":
@@ -157,6 +176,8 @@ class World:
             return self._data_parallel(model, batch_norm)
         if self.strategy == "fsdp":
             return strategies.shard(model, torch.zeros(1, *shape, dtype=self.dtype, device=self.device))
+        if self.strategy == "shared":
+            self._gradients = Gradients(model)
         images = batch_norm if isinstance(batch_norm, int) else 2  # a pass has to have
         return self._distributed(model, shape, images) if self.strategy == "ddp" else model
 
@@ -283,9 +304,13 @@ class World:
     def exchange(self) -> None:
         """What DDP and FSDP leave to do when all shards have been played.
 
-        If elastic all of it: gradients and running statistics become the mean over all shards. Else
-        BatchNorm's running statistics become that over processes, where each has normalised by its own.
+        If elastic all of it: gradients and running statistics become the mean over all shards. Where
+        memory is shared the gradients become that over processes; and so, where each has normalised
+        by its own, do BatchNorm's running statistics.
         """
+        if self._gradients is not None and self._exchange is not None:
+            self.marks.at("exchange")
+            self._gradients.average(self._exchange, self.size)
         if self._reduction is not None:
             self._reduction.end(self.total, self.virtual)
         if not self._averaged:
@@ -299,14 +324,18 @@ class World:
         """Elementwise over all processes; the same bits on each."""
         self.marks.at("exchange")
         if self.size > 1:
-            tensor = tensor.clone()
-            dist.all_reduce(tensor)
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
+            if self._exchange is None:
+                dist.all_reduce(tensor)
+            else:
+                self._exchange.sum(tensor)
         return tensor
 
     def total(self, mine: Sequence[Tensor]) -> Tensor:
         """The sum over all virtual processes, of which this one has `mine`; if elastic, the same bits on any number of processes."""
         branch = in_pairs(mine)
-        return self.sum(branch) if self._reduction is None else in_pairs(list(self.gather(branch)))
+        adds_in_pairs = self._reduction is None or self._exchange is not None
+        return self.sum(branch) if adds_in_pairs else in_pairs(list(self.gather(branch)))
 
     def gather(self, tensor: Tensor) -> Tensor:
         """That of each process, [size, ...]; the same bits on each."""
