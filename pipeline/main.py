@@ -13,7 +13,7 @@ from pipeline import __version__, errors
 from pipeline.config import Config, dump, load
 from pipeline.errors import Lost, PipelineError
 from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
-from pipeline.process import Process, make, outcome, told
+from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.claims import holder
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import StopFlag, prepare_process, read_launch, speaks
@@ -72,6 +72,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 
 
 def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
+    if options.command == "bench":
+        return _bench(config, options, process)
     until = {"run": "export", "model": "prepare"}.get(options.command, options.command)
     if options.command in ("model", "lr-find"):  # which leave a run of the same name alone
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-{options.command}"})})
@@ -85,6 +87,18 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
         say(closing_words(config, until, config.run.folder / config.run.name, typed))
         if summary is not None and options.json:
             say(json.dumps(summary))
+    return 0
+
+
+def _bench(config: Config, options: argparse.Namespace, process: Process) -> int:
+    config = config.model_copy(update={"run": config.run.model_copy(update={"trackers": ()})})
+    found = measure(config, process)
+    from pipeline.stages.bench_table import table
+
+    if process.launch.is_main:
+        say(table(config, found))
+        if options.json:
+            say(json.dumps(found))
     return 0
 
 
@@ -148,6 +162,7 @@ COMMANDS = {
     "export": "until the exported model (the same as run)",
     "seeds": "the whole pipeline for N seeds, one after the other; their mean, standard deviation and interval",
     "lr-find": "a learning rate range test, with a picture",
+    "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
     "model": "the layers of the model: their shapes, parameters and operations",
     "status": "which stages are fresh, which are not, and why",
     "config": "print the resolved configuration",
@@ -183,7 +198,8 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
         if name in TARGETS or name == "run":
             command.add_argument("--force", choices=tuple(TARGETS), default="", help="make this stage again, fresh or not")
-            command.add_argument("--json", action="store_true", help="print summary.json as the last line")
+        if name in TARGETS or name in ("run", "bench"):
+            command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")

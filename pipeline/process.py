@@ -5,6 +5,7 @@ import os
 import re
 import secrets
 import socket
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.folder import RunFolder, write_status
 from pipeline.runtime.launch import Launch, StopFlag
-from pipeline.runtime.runner import Runner
+from pipeline.runtime.runner import Runner, Workspace
 from pipeline.runtime.trackers import Trackers
 from pipeline.runtime.watch import AFTERWARDS, Watch
 from pipeline.summary import summarise
@@ -49,18 +50,22 @@ class Process:
     def open_world(self, config: Config) -> "World":
         if self.world is None:
             self.stop.waits = True
-            from pipeline.runtime.world import World
-
-            train, threads = config.train, self.threads
-            if elastic := train.determinism == "elastic":
-                threads = config.run.threads or 1  # the bits depend on it, so it must not depend on who shares the cores
-            shards = train.shards if elastic else None
-            self.world = World(config.run, self.launch, self.stop, precision=train.precision, threads=threads, shards=shards)
+            self.world = self.join(config)
             self.stop.waits = False
             self.last.enter_context(self.world)
             if config.run.hang_timeout is not None:
                 self._watch(self.world, config.run.hang_timeout.total_seconds())
         return self.world
+
+    def join(self, config: Config) -> "World":
+        """The processes as `config` wants them; they meet but once."""
+        from pipeline.runtime.world import World
+
+        train, threads = config.train, config.run.threads or self.threads
+        if elastic := train.determinism == "elastic":
+            threads = config.run.threads or 1  # the bits depend on it, so it must not depend on who shares the cores
+        shards = train.shards if elastic else None
+        return World(config.run, self.launch, self.stop, precision=train.precision, threads=threads, shards=shards)
 
     def _watch(self, world: "World", seconds: float) -> None:
         token, self.main = world.agree((secrets.token_hex(8), self.main))
@@ -121,6 +126,22 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
         summary = summarise(plan, runner.manifests, place)
         folder.summary(summary)
     return summary
+
+
+def measure(config: Config, process: Process) -> dict[str, Any]:
+    """What `pipeline.stages.bench` finds on the processes that were started; nothing stays but the prepared data."""
+    if not process.launch.is_main:
+        console.write_to(Path(os.devnull))
+    trackers = Trackers(config, Path())
+    runner = Runner(config, process.launch, process.stop, trackers, lambda: process.open_world(config), begin=lambda claims: None)
+    data = Plan(config, runner).data
+    cores = max(1, len(os.sched_getaffinity(0)) // process.launch.local_size)
+    from pipeline.stages.bench import bench
+
+    with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.run.artifacts) as place:
+        world = process.open_world(config)
+        space = Workspace(Path(place), config, process.stop, lambda: world, trackers, runner.still_ours)
+        return bench(config, data, space, process.join, cores)
 
 
 @contextlib.contextmanager

@@ -308,8 +308,8 @@ class World:
         memory is shared the gradients become that over processes; and so, where each has normalised
         by its own, do BatchNorm's running statistics.
         """
+        self.marks.at("exchange")
         if self._gradients is not None and self._exchange is not None:
-            self.marks.at("exchange")
             self._gradients.average(self._exchange, self.size)
         if self._reduction is not None:
             self._reduction.end(self.total, self.virtual)

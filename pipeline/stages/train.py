@@ -118,6 +118,7 @@ def update(
                     world.backward(state.scaler.scale(losses.sum() * (world.virtual / recipe.batch_size)))
                 tally.add(logits, batch.labels[rows], losses)
     world.exchange()
+    world.marks.at("optimizer")
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     world.agree_on_overflow(state.scaler, state.optimizers)
