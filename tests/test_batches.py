@@ -1,14 +1,17 @@
 """The batch of a step is a function of (seed, step), cut in parts without loss."""
 
 import functools
+import threading
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from pipeline.config import RunConfig
+from pipeline.data import batches
 from pipeline.data.augment import AUGMENTATIONS, MIXES
 from pipeline.data.batches import AUGMENT, Draws, Images, TrainBatches, eval_batches, global_index, random, share
 from pipeline.data.shards import Shards
@@ -43,6 +46,24 @@ def test_epochs_are_permutations_laid_end_to_end(batch_size: int) -> None:
 def test_any_step_can_be_asked_for_first() -> None:
     in_order = [global_index(1000, 32, 1, step) for step in range(100)]
     np.testing.assert_array_equal(global_index(1000, 32, 1, 77), in_order[77])
+
+
+def test_the_order_of_the_next_epoch_is_drawn_ahead_and_is_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = Images(split([60]), world, (0.5,) * 3, (0.2,) * 3)
+    made = TrainBatches(images, world, batch_size=7, seed=9, steps=20, classes=60)
+    expected = [batch.labels.tolist() for (batch,) in made.steps(0, 20)]
+    batches._order.cache_clear()
+    drawn: list[tuple[int, str]] = []
+    draw = batches._order
+
+    def noted(examples: int, seed: int, epoch: int) -> Any:
+        drawn.append((epoch, threading.current_thread().name.partition("_")[0]))
+        return draw(examples, seed, epoch)
+
+    monkeypatch.setattr(batches, "LARGE", 60)
+    monkeypatch.setattr(batches, "_order", noted)
+    assert [batch.labels.tolist() for (batch,) in made.steps(0, 20)] == expected
+    assert [epoch for epoch, thread in drawn if thread == "order"] == [1, 2]  # there is no fourth epoch
 
 
 def test_other_seeds_and_other_epochs_have_other_orders() -> None:

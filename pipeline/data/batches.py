@@ -13,6 +13,7 @@ import functools
 import itertools
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,7 @@ from pipeline.runtime.signals import die_with_parent
 from pipeline.runtime.world import World
 
 ORDER, AUGMENT, MIX, IMAGE = 0, 1, 2, 3  # what a random stream is for
+LARGE = 1_000_000  # images, of which to draw an order takes longer than a step
 
 
 @dataclass(frozen=True)
@@ -163,8 +165,17 @@ class TrainBatches(Dataset[Tensor]):
         else:
             loader = functools.partial(DataLoader, multiprocessing_context="fork", worker_init_fn=die_with_parent)
             taken = iter(loader(self, batch_size=None, sampler=range(first, last), num_workers=workers))
-        for step, images in zip(range(first, last), taken, strict=True):
-            yield self._batches(step, images)
+        with ThreadPoolExecutor(1, "order") as ahead:
+            for step, images in zip(range(first, last), taken, strict=True):
+                self._look_ahead(step, last, ahead)
+                yield self._batches(step, images)
+
+    def _look_ahead(self, step: int, last: int, ahead: Executor) -> None:
+        """Have the order of the next epoch drawn while this one begins: of ten million images it takes a second."""
+        examples, next_epoch = len(self._images), step * self._batch_size // len(self._images) + 1
+        begins = step * self._batch_size % examples < self._batch_size
+        if begins and examples >= LARGE and next_epoch * examples < last * self._batch_size:
+            ahead.submit(_order, examples, self._seed, next_epoch)
 
     def first_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first images as they are augmented; later ones may be larger."""
