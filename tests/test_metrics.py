@@ -5,7 +5,7 @@ import torch
 from sklearn.metrics import balanced_accuracy_score, f1_score
 from torch.nn import functional as F
 
-from pipeline.learning.metrics import Answers, Tally, balanced_accuracy, macro_f1
+from pipeline.learning.metrics import Answers, Tally
 
 LOGITS, LABELS = torch.randn(100, 7, generator=torch.Generator().manual_seed(0)), torch.arange(100) % 7
 ANSWERS = Answers.of(LOGITS.double(), LABELS, F.cross_entropy(LOGITS.double(), LABELS, reduction="none"))
@@ -52,11 +52,16 @@ def test_confidence_is_the_probability_of_what_was_predicted() -> None:
 def test_classes_that_are_absent_count_as_scikit_learn_has_it() -> None:
     labels = torch.tensor([0, 0, 0, 2, 2, 5])
     predicted = torch.tensor([0, 0, 1, 2, 3, 2])  # 1 and 3 are predicted alone, 4 and 6 are in neither
-    matrix = Answers(labels, predicted, labels, labels, labels, 7).confusion()
+    scores = Answers(labels, predicted, labels, labels, labels, 7).scores()
     with pytest.warns(UserWarning, match="not in y_true"):
         expected = balanced_accuracy_score(labels, predicted)
-    assert balanced_accuracy(matrix) == pytest.approx(expected, rel=1e-12)
-    assert macro_f1(matrix) == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0), rel=1e-12)
+    assert scores["balanced_accuracy"] == pytest.approx(expected, rel=1e-12)
+    assert scores["macro_f1"] == pytest.approx(f1_score(labels, predicted, average="macro", zero_division=0), rel=1e-12)
+
+
+def test_scores_of_a_million_classes_need_no_matrix_of_them() -> None:
+    labels = torch.tensor([0, 999_999])
+    assert Answers(labels, labels.flip(0), labels, labels, labels, 1_000_000).scores()["balanced_accuracy"] == 0.0
 
 
 def test_a_model_that_has_diverged_is_not_right() -> None:

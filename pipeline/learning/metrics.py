@@ -51,29 +51,33 @@ class Answers:
         return torch.bincount(self.labels * self.classes + self.predicted, minlength=self.classes**2).view(self.classes, self.classes)
 
     def scores(self) -> dict[str, float]:
-        confusion = self.confusion()
+        labels, predicted = (torch.bincount(each, minlength=self.classes) for each in (self.labels, self.predicted))
+        right = torch.bincount(self.labels[self.predicted == self.labels], minlength=self.classes)
         return {
             "loss": self.losses.double().mean().item(),
             "accuracy": (self.predicted == self.labels).double().mean().item(),
             "top5": self.in_five.double().mean().item(),
-            "balanced_accuracy": balanced_accuracy(confusion),
-            "macro_f1": macro_f1(confusion),
+            "balanced_accuracy": balanced_accuracy(right, labels),
+            "macro_f1": macro_f1(right, labels, predicted),
         }
 
 
-def balanced_accuracy(confusion: Tensor) -> float:
-    """The mean over classes of the share that was found; a class without images does not count."""
-    images = confusion.sum(1)
-    there = images > 0
-    return (confusion.diagonal()[there] / images[there].double()).mean().item()
+def balanced_accuracy(right: Tensor, labels: Tensor) -> float:
+    """The mean over classes of the share that was found; a class without images does not count.
+
+    All int64 [K], images a class: those found, and all.
+    """
+    there = labels > 0
+    return (right[there] / labels[there].double()).mean().item()
 
 
-def macro_f1(confusion: Tensor) -> float:
+def macro_f1(right: Tensor, labels: Tensor, predicted: Tensor) -> float:
     """The mean over classes of F1, the harmonic mean of precision and recall.
 
     F1 = 2 TP / (2 TP + FP + FN). A class that has no images but was predicted counts with 0; one
     that is neither among the labels nor among the predictions does not count. So does scikit-learn.
+    All int64 [K], images a class: those found, all, and those taken for it.
     """
-    mentions = confusion.sum(0) + confusion.sum(1)
+    mentions = labels + predicted
     there = mentions > 0
-    return (2 * confusion.diagonal()[there] / mentions[there].double()).mean().item()
+    return (2 * right[there] / mentions[there].double()).mean().item()
