@@ -48,6 +48,15 @@ def test_validation_is_a_fixed_share_of_each_class(fraction: float) -> None:
         assert chosen[labels == k].sum() == round(fraction * (labels == k).sum())
 
 
+def test_validation_is_drawn_class_by_class_whatever_the_order_of_images() -> None:
+    labels = np.random.default_rng(1).permutation(np.repeat([0, 2, 7], [400, 30, 1]))
+    chosen = stratified(labels, 0.3, seed=3)
+    for k in (0, 2, 7):
+        members = np.flatnonzero(labels == k)
+        drawn = np.random.Generator(np.random.Philox(key=[3, k])).permutation(members)[: round(0.3 * len(members))]
+        np.testing.assert_array_equal(np.flatnonzero(chosen & (labels == k)), np.sort(drawn))
+
+
 def test_equal_pictures_are_counted_within_and_across_splits(run: Run, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     for split, count in (("train", 8), ("test", 4)):
