@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import PIL.Image
+from conftest import Run
 from processes import launch
 
 
@@ -35,3 +36,18 @@ def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Pa
     name, _, answer = told.output.partition(": ")
     assert (told.code, name, answer.split()[0]) == (0, "zero.png", "0")
     assert float(answer.split()[1]) > 0.9
+
+
+def three_classes_are_many(_: int) -> None:
+    from pipeline.stages import evaluate
+
+    evaluate.MANY = 3
+
+
+def test_a_report_on_very_many_classes_has_no_matrix_of_them(run: Run, tmp_path: Path) -> None:
+    assert run(until="evaluate", before=three_classes_are_many).code == 0
+    measured = json.loads((tmp_path / "runs/tiny/evaluate/metrics.json").read_text())["test"]
+    assert "confusion" not in measured
+    assert sum(row["images"] for row in measured["per_class"]) == 57
+    assert sum(row["correct"] for row in measured["per_class"]) == round(57 * measured["accuracy"])
+    assert "<h2>Confusion</h2>" not in (tmp_path / "runs/tiny/report/index.html").read_text()

@@ -24,6 +24,7 @@ from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, Report, TrainedModel
 
+MANY = 1000  # classes: of more, the matrix would take gigabytes
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], labels [B] -> [B]
 
 
@@ -63,11 +64,12 @@ def load(trained: TrainedModel, dtype: torch.dtype = torch.float32) -> nn.Module
 
 
 def measure(answers: Answers, classes: Sequence[str]) -> dict[str, Any]:
-    """Images, scores, and the confusion matrix."""
-    confusion = answers.confusion().tolist()
-    rows = enumerate(zip(classes, confusion, strict=True))
-    per_class = [{"class": name, "images": sum(row), "correct": row[k]} for k, (name, row) in rows]
-    return {"images": len(answers.labels), **answers.scores(), "per_class": per_class, "confusion": confusion}
+    """Images, scores, and the confusion matrix; of very many classes without it, which would be larger than all the predictions."""
+    right = answers.labels[answers.predicted == answers.labels]
+    counts = (torch.bincount(each, minlength=len(classes)).tolist() for each in (answers.labels, right))
+    per_class = [{"class": name, "images": images, "correct": correct} for name, images, correct in zip(classes, *counts, strict=True)]
+    matrix = {"confusion": answers.confusion().tolist()} if len(classes) <= MANY else {}
+    return {"images": len(answers.labels), **answers.scores(), "per_class": per_class, **matrix}
 
 
 def scores(model: nn.Module, images: Images, loss: Loss, space: Workspace) -> dict[str, float]:

@@ -26,10 +26,9 @@ STYLE: dict[str, Any] = {
 def write(folder: Path, measured: dict[str, dict[str, Any]], data: PreparedData, trained: TrainedModel, config: Config) -> dict[str, Path]:
     """`index.html` in `folder`, and its pictures as PNG for the trackers; their names and paths."""
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
-        figures = {
-            "curves": curves(journal.read(trained.dir / "metrics.jsonl")),
-            "confusion": matrix(np.array(measured["test"]["confusion"]), data.classes),
-        }
+        figures = {"curves": curves(journal.read(trained.dir / "metrics.jsonl"))}
+        if "confusion" in measured["test"]:
+            figures["confusion"] = matrix(np.array(measured["test"]["confusion"]), data.classes)
         paths = {}
         for name, figure in figures.items():
             paths[name] = folder / f"{name}.png"
