@@ -20,7 +20,7 @@ COMMON = ["run.trackers=[wandb]", "run.log_every=3", "run.checkpoint_every=4", "
 def quick(_: int) -> None:
     from pipeline.stages import bench
 
-    bench.SECONDS = 0.02
+    bench.SECONDS, bench.ENOUGH = 0.02, 1000.0
 
 
 def stopped_while_measuring(_: int) -> None:
@@ -102,6 +102,19 @@ def test_what_is_refused_is_told_with_its_reason(run: Run) -> None:
     assert ended.code == 0, ended.output
     assert next(each for each in ended.summary["tried"] if each["words"] == "run.channels_last=true")["refused"] == "not here"
     assert "run.channels_last=true: not here" in ended.output
+
+
+def test_where_a_step_takes_long_nothing_else_is_tried(run: Run) -> None:
+    ended = run(*COMMON, until="bench", before=out_of_time)
+    assert ended.code == 0, ended.output
+    assert {each["refused"] for each in ended.summary["tried"]} == {"a step takes too long"}
+
+
+def out_of_time(rank: int) -> None:
+    from pipeline.stages import bench
+
+    quick(rank)
+    bench.ENOUGH = 0.0
 
 
 def refuse_another_layout(rank: int) -> None:

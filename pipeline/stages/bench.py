@@ -34,6 +34,7 @@ from pipeline.stages.train import Recipe, due, initial_state, normalisation, upd
 SECONDS = 1.0  # for which each thing is measured
 WINDOWS = 5  # of a variant, each beside one of what it is compared with
 WORTH = 1.1  # times as fast: what is less may be chance
+ENOUGH = 30.0  # seconds, after which no other variant is begun
 ENDLESS = 10**9  # steps
 PHASES = ("batch", "forward", "backward", "exchange", "optimizer", "record")
 RECIPE = "another recipe, so look at the accuracy"
@@ -46,7 +47,7 @@ def bench(config: Config, data: PreparedData, space: Workspace, join: Join, core
 
     Files go where `space` is; `cores` are those that each process may use.
     """
-    world = space.world
+    world, began = space.world, time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what a training tells
         arm = Arm(config, data, world, space)
         seconds = statistics.median(arm.seconds(arm.count) for _ in range(arm.windows))
@@ -54,7 +55,12 @@ def bench(config: Config, data: PreparedData, space: Workspace, join: Join, core
         phases = arm.phases(waiting=True)
         memory = _total(world, _memory(world))
         peak = _total(world, _peak(world, config.train.precision))
-        tried = [_try(variant, config, arm, data, space, join) for variant in variants(config, arm, data.counts["train"], cores)]
+        tried = []
+        for variant in variants(config, arm, data.counts["train"], cores):
+            late = world.agree(time.perf_counter() - began) > ENOUGH
+            tried.append(
+                {**variant.facts, **({"refused": "a step takes too long"} if late else _try(variant, config, arm, data, space, join))}
+            )
         arm.close()
     speed, operations = arm.recipe.batch_size / seconds, _operations(config.train, data, arm.shape)
     return {
@@ -175,6 +181,10 @@ class Variant:
         pairs = ((f"{section}.{key}", value) for section, keys in self.values.items() for key, value in keys.items())
         return " ".join(f"{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in pairs)
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        return {"words": self.words, "note": self.note, "data": self.data}
+
     def of(self, config: Config) -> Config:
         return config.model_copy(update={name: getattr(config, name).model_copy(update=keys) for name, keys in self.values.items()})
 
@@ -198,14 +208,13 @@ def variants(config: Config, arm: Arm, images: int, cores: int) -> list[Variant]
 
 def _try(variant: Variant, config: Config, arm: Arm, data: PreparedData, space: Workspace, join: Join) -> dict[str, Any]:
     """How fast it is in each window, beside one of `arm`; or why it cannot be had."""
-    facts = {"words": variant.words, "note": variant.note, "data": variant.data}
     try:
         other = Arm(variant.of(config), data, join(variant.of(config)), space)
     except (ConfigError, torch.OutOfMemoryError) as error:
-        return {**facts, "refused": str(error).splitlines()[0]}
+        return {"refused": str(error).splitlines()[0]}
     speeds = [(other.speed(), arm.speed()) for _ in range(min(arm.windows, other.windows))]
     other.close()
-    return {**facts, "images_per_second": statistics.median(s for s, _ in speeds), "times_as_fast": [ours / base for ours, base in speeds]}
+    return {"images_per_second": statistics.median(s for s, _ in speeds), "times_as_fast": [ours / base for ours, base in speeds]}
 
 
 def advice(tried: Sequence[Mapping[str, Any]], phases: Mapping[str, float]) -> list[str]:

@@ -32,7 +32,7 @@ def _totals(config: Config, found: Mapping[str, Any]) -> Iterator[str]:
     yield f"bench: {config.train.model.name} on {config.data.source.name}, {found['how']}"
     yield f"images/s     {found['images_per_second']:>12,.0f}  {_ms(step)} ms for a batch of {found['batch_size']}"
     yield f"data         {_ms(waits):>9} ms  of that in wait for the batch, {waits / step:.0%}"
-    yield f"utilisation  {found['utilisation']:>12.1%}  {share}, as a large matrix product or"
+    yield f"utilisation  {found['utilisation']:>12.1%}  {share}, as a matrix product or"
     yield f"{'':27}convolution reaches here in {precision}"
     yield f"memory       {found['memory_bytes'] / 1e6:>9,.0f} MB  {of}"
 
