@@ -1,0 +1,1 @@
+"""The others: what they would write who do not have this pipeline."""
