@@ -9,10 +9,10 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipeline import __version__, errors
+from pipeline.arguments import parsed
 from pipeline.config import Config, dump, load
 from pipeline.errors import Lost, PipelineError
-from pipeline.plan import TARGETS, check, check_size, fetched, prepared, status
+from pipeline.plan import check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.claims import holder
 from pipeline.runtime.console import say
@@ -24,7 +24,7 @@ from pipeline.summary import closing_words
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code, as in `pipeline.errors`."""
-    options = _parsed(arguments)
+    options = parsed(arguments)
     try:
         if options.command == "predict":
             return _predict(options.run, options.images)
@@ -152,68 +152,6 @@ def _configuration(options: argparse.Namespace) -> Config:
     if options.data_dir is None:
         return config
     return config.model_copy(update={"data": config.data.model_copy(update={"root": options.data_dir})})
-
-
-COMMANDS = {
-    "run": "make everything: prepare, train, evaluate, export",
-    "prepare": "raw images to splits in shards",
-    "train": "until trained weights",
-    "evaluate": "until the report on the test split",
-    "export": "until the exported model (the same as run)",
-    "seeds": "the whole pipeline for N seeds, one after the other; their mean, standard deviation and interval",
-    "lr-find": "a learning rate range test, with a picture",
-    "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
-    "model": "the layers of the model: their shapes, parameters and operations",
-    "status": "which stages are fresh, which are not, and why",
-    "config": "print the resolved configuration",
-}
-
-
-def _parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Overrides may come before and after flags, which argparse does not know of subcommands."""
-    parser = _parser()
-    options, more = parser.parse_known_args(arguments)
-    if strange := [word for word in more if word.startswith("-") or not hasattr(options, "words")]:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
-    if more:
-        options.words += more
-    return options
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="pipeline",
-        description="Train image classifiers: prepare, train, evaluate, export. The same command again goes on, or finds all fresh.",
-        epilog=f"exit codes:\n{(errors.__doc__ or '').partition('exit code.')[2].rstrip()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(force="", json=False)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for name, text in COMMANDS.items():
-        command = commands.add_parser(name, help=text, description=text)
-        if name == "seeds":
-            command.add_argument("count", type=_count, metavar="N", help="train.seed and the N - 1 after it")
-        command.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a file first, then overrides")
-        command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
-        if name in TARGETS or name == "run":
-            command.add_argument("--force", choices=tuple(TARGETS), default="", help="make this stage again, fresh or not")
-        if name in TARGETS or name in ("run", "bench"):
-            command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
-    command = commands.add_parser("predict", help="class and probability of images")
-    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    text = "differences in configuration and results of finished runs, their curves, and paired tests against the first"
-    command = commands.add_parser("compare", help=text, description=text)
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")
-    command.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE.png", help="where the curves are drawn")
-    return parser
-
-
-def _count(text: str) -> int:
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; give 1 or more before the configuration")
-    return int(text)
 
 
 if __name__ == "__main__":

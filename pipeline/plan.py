@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
 
+from pipeline.arguments import STAGES
 from pipeline.config import Config, Spec, bind
 from pipeline.data.augment import AUGMENTATIONS, MIXES, VIEWS
 from pipeline.data.datasets import DATASETS, RawData
@@ -58,7 +59,7 @@ class Plan:
         return self.run(LR_FIND, self.config.train, self.data, Beginning(self.config.train.init))
 
 
-TARGETS = {"prepare": "data", "train": "trained", "evaluate": "report", "export": "exported"}
+TARGETS = dict(zip(STAGES, ("data", "trained", "report", "exported"), strict=True))
 
 
 def check(config: Config) -> Config:

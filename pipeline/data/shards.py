@@ -9,11 +9,13 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 SHARD_BYTES = 1 << 28
 
@@ -24,12 +26,22 @@ def rows_a_shard(shape: tuple[int, ...]) -> int:
 
 def write(path: Path, images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str]) -> None:
     """One shard: images [N, C, H, W], labels [N] in [0, classes)."""
+    import pyarrow as pa
+
     width = int(np.prod(images.shape[1:]))
-    flat = pa.array(np.ascontiguousarray(images).reshape(-1))
-    columns = [pa.FixedSizeListArray.from_arrays(flat, width), pa.array(labels)]
+    flat, numbers = (_array(values) for values in (images.reshape(-1), labels))
+    columns = [pa.FixedSizeListArray.from_arrays(flat, width), numbers]
     schema = pa.schema([("image", pa.list_(pa.uint8(), width)), ("label", pa.int64())], metadata={"huggingface": _features(width, classes)})
     with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
         writer.write_batch(pa.record_batch(columns, schema=schema))
+
+
+def _array(values: NDArray[Any]) -> "pa.Array":
+    """The memory of `values` [N] as Arrow sees it; `pa.array` imports pandas first, for half a second."""
+    import pyarrow as pa
+
+    values = np.ascontiguousarray(values)
+    return pa.Array.from_buffers(pa.from_numpy_dtype(values.dtype), len(values), [None, pa.py_buffer(values)])
 
 
 def _features(width: int, classes: list[str]) -> str:
@@ -51,6 +63,8 @@ class Shards:
 
 def read(paths: Iterable[Path], shape: tuple[int, ...]) -> Shards:
     """The split whose shards are `paths`, with images of `shape` [C, H, W]."""
+    import pyarrow as pa
+
     images, labels = [], [np.empty(0, np.int64)]
     for path in paths:
         with pa.memory_map(str(path)) as source:
@@ -60,6 +74,6 @@ def read(paths: Iterable[Path], shape: tuple[int, ...]) -> Shards:
     return Shards(images, np.concatenate(labels))
 
 
-def _view(column: pa.Array, dtype: type[np.generic]) -> NDArray[Any]:
+def _view(column: "pa.Array", dtype: type[np.generic]) -> NDArray[Any]:
     """The memory of `column` itself; pyarrow's own `to_numpy` imports pandas, for a quarter of a second."""
     return np.frombuffer(column.buffers()[1], dtype, len(column), column.offset * np.dtype(dtype).itemsize)

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 COLUMNS = 100
 
@@ -25,6 +24,8 @@ def describe(model: nn.Module, shape: tuple[int, int, int]) -> str:
     own besides. FLOPs are those of matrix products and convolutions for one image, with two for a
     multiplication and an addition; the size is that of the parameters in float32.
     """
+    from torch.utils.flop_counter import FlopCounterMode  # which imports Triton
+
     twin = on_meta(model).eval()
     shapes: dict[nn.Module, str] = {}
     for module in twin.modules():

@@ -4,6 +4,7 @@ Torch is imported only when a model is built, so that names and options are chec
 """
 
 import contextlib
+import copy
 import difflib
 import functools
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,7 @@ Count = Annotated[int, Field(ge=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
 Scale = Annotated[float, Field(gt=0)]
 Shape = tuple[int, int, int]  # channels, height, width
+LARGE = 20_000_000  # parameters
 
 
 def lenet(
@@ -240,16 +242,19 @@ def _taking(spec: Spec, shape: Shape, what: str = "train.model") -> Iterator[Non
 
 
 def _try(model: "nn.Module", shape: Shape, classes: int, images: int = 2) -> None:
-    """A forward without values, which draws nothing and changes nothing.
+    """A forward that draws nothing and changes nothing; of a large model without values.
 
-    Of two images, as BatchNorm refuses to train on one that has shrunk to a single pixel.
+    Of two images, as BatchNorm refuses to train on one that has shrunk to a single pixel. For tensors without
+    values torch imports its compiler, which takes as long as torch itself: a small model is sooner done with them.
     """
     import torch
 
     from pipeline.learning.layers import on_meta
 
+    large = sum(p.numel() for p in model.parameters()) > LARGE
+    twin = on_meta(model) if large else copy.deepcopy(model)
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        logits = on_meta(model)(torch.zeros(images, *shape, device="meta"))
+        logits = twin(torch.zeros(images, *shape, device=next(twin.parameters()).device))
     if not isinstance(logits, torch.Tensor) or logits.shape != (images, classes):
         raise ValueError(f"it does not give {classes} logits an image")
 

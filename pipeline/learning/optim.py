@@ -3,6 +3,8 @@
 Every group of parameters has a "factor": its rate is `train.lr`, times the schedule, times the factor.
 """
 
+import functools
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -28,6 +30,22 @@ Positive = Annotated[float, Field(ge=0)]
 Nesterov = Annotated[bool, AfterValidator(_with_momentum)]  # its option comes after `momentum`
 Decayed = Literal["all", "weights"]  # "weights": not the norms and biases, the parameters of fewer than two dimensions
 Groups = list[dict[str, Any]]
+
+
+def spare_compiler() -> None:
+    """Let torch's optimizers be made and used without its compiler, whose import takes as long as that of torch.
+
+    They would import it only to tell it to leave some of their methods alone; a step of ours is never compiled. What they
+    ask for is an attribute of those methods (torch/_compile.py); of a torch that has no such thing nothing is changed.
+    """
+    from torch.optim import Optimizer
+
+    if "torch._dynamo" in sys.modules:
+        return
+    for name in ("add_param_group", "load_state_dict", "state_dict", "zero_grad"):
+        method = getattr(getattr(Optimizer, name), "__wrapped__", None)
+        if method is not None:
+            method.__dict__.setdefault("__dynamo_disable", method)
 
 
 def sgd(
@@ -157,7 +175,13 @@ def _kernels(groups: Groups) -> dict[str, bool]:
 
 
 def _resumable(optimizer: "Optimizer") -> "Optimizer":
+    import torch
+
     optimizer.register_load_state_dict_post_hook(_lay_out)
+    step: Any = type(optimizer).step
+    while hasattr(step, "__wrapped__"):  # hooks, a mark for profilers, and word to the compiler: half the time of a small step
+        step = step.__wrapped__
+    optimizer.step = torch.no_grad()(functools.partial(step, optimizer))  # type: ignore[method-assign]
     return optimizer
 
 

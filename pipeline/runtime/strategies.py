@@ -1,21 +1,24 @@
 """How a model is spread over devices, and how its tensors are whole again: the same names under every strategy."""
 
 import functools
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from pipeline.errors import ConfigError
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.tensor import DTensor
+    from typing_extensions import TypeIs
 
 Total = Callable[[Tensor], Tensor]  # elementwise over all processes
 SHARD = 1_000_000  # parameters a part of the model has to have to be gathered by itself
@@ -31,6 +34,9 @@ def shard(model: nn.Module, image: Tensor) -> nn.Module:
 
     `image` [1, C, H, W] shows which parts are called, and which are only looked into by another.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(image.device.type, (dist.get_world_size(),))
     for part in large_parts(model, image):
         fully_shard(part, mesh=mesh)
@@ -61,20 +67,32 @@ def large_parts(model: nn.Module, image: Tensor) -> list[nn.Module]:
 
 def synchronise_when(last: bool, model: nn.Module) -> None:
     """Let a sharded model exchange gradients in the next backward pass, or not yet."""
-    if isinstance(model, FSDPModule):
+    if _is_sharded(model):
         model.set_requires_gradient_sync(last)
 
 
 def forget_whole(model: nn.Module) -> None:
     """Drop what a sharded model has gathered of its parameters and would use again: they are about to change."""
     for part in model.modules():
-        if isinstance(part, FSDPModule):
+        if _is_sharded(part):
             part.reshard()
+
+
+def _is_sharded(part: nn.Module) -> "TypeGuard[FSDPModule]":
+    """Of a run that shards nothing, the modules that would know are never imported: it takes half as long as torch itself."""
+    fsdp = sys.modules.get("torch.distributed.fsdp")
+    return fsdp is not None and isinstance(part, fsdp.FSDPModule)
+
+
+def is_distributed(tensor: Tensor) -> "TypeIs[DTensor]":
+    """Whether this process holds but a part of it."""
+    distributed = sys.modules.get("torch.distributed.tensor")
+    return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
 def local(tensor: Tensor) -> Tensor:
     """What this process holds of `tensor`."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if is_distributed(tensor) else tensor
 
 
 def gather(tensors: Mapping[str, Tensor], wanted: bool, into: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
@@ -82,7 +100,7 @@ def gather(tensors: Mapping[str, Tensor], wanted: bool, into: Mapping[str, Tenso
 
     What `into` has under the same name is written over: to fill fresh memory takes ten times as long.
     """
-    whole = ((name, value.full_tensor() if isinstance(value, DTensor) else value) for name, value in tensors.items())
+    whole = ((name, value.full_tensor() if is_distributed(value) else value) for name, value in tensors.items())
     return {name: _copied(value.detach(), into.get(name)) for name, value in whole if wanted}
 
 
@@ -94,8 +112,10 @@ def _copied(value: Tensor, into: Tensor | None) -> Tensor:
 
 def like(value: Tensor, target: Tensor) -> Tensor:
     """The whole `value`, cut and placed as `target` is, if that is its shape."""
-    if not isinstance(target, DTensor) or value.shape != target.shape:
+    if not is_distributed(target) or value.shape != target.shape:
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     return distribute_tensor(value.to(target.device, target.dtype), target.device_mesh, target.placements, src_data_rank=None)
 
 

@@ -18,7 +18,7 @@ from pipeline.learning import state as checkpoints
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Tally
 from pipeline.learning.networks import FastCifar
-from pipeline.learning.optim import OPTIMIZERS
+from pipeline.learning.optim import OPTIMIZERS, spare_compiler
 from pipeline.learning.schedules import AVERAGES, SCHEDULES, Moment, rate
 from pipeline.learning.start import BEGINNINGS, Beginning, freeze, train_mode
 from pipeline.learning.state import Scores, TrainState, best, patience_lost, score
@@ -230,6 +230,7 @@ def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: Wor
     parts = world.parts(model, data.shape, largest, recipe.parts(world))
     strategies.refuse_parts(model, config.batch_norm, recipe.batch_size, world.virtual * parts)
     train_mode(model)
+    spare_compiler()
     optimizers = OPTIMIZERS[config.optimizer.name](strategies.bare(model), **config.optimizer.options)
     return TrainState(model, optimizers, world.scaler(), [Tally.zero(world.device) for _ in world.shards]), parts
 

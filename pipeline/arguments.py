@@ -1,0 +1,69 @@
+"""What can be typed. Without the imports that take a moment: `--help`, or a word that is not understood, is answered at once."""
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipeline import __version__, errors
+
+STAGES = ("prepare", "train", "evaluate", "export")
+COMMANDS = {
+    "run": "make everything: prepare, train, evaluate, export",
+    "prepare": "raw images to splits in shards",
+    "train": "until trained weights",
+    "evaluate": "until the report on the test split",
+    "export": "until the exported model (the same as run)",
+    "seeds": "the whole pipeline for N seeds, one after the other; their mean, standard deviation and interval",
+    "lr-find": "a learning rate range test, with a picture",
+    "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
+    "model": "the layers of the model: their shapes, parameters and operations",
+    "status": "which stages are fresh, which are not, and why",
+    "config": "print the resolved configuration",
+}
+
+
+def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Overrides may come before and after flags, which argparse does not know of subcommands."""
+    parser = _parser()
+    options, more = parser.parse_known_args(arguments)
+    if strange := [word for word in more if word.startswith("-") or not hasattr(options, "words")]:
+        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+    if more:
+        options.words += more
+    return options
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pipeline",
+        description="Train image classifiers: prepare, train, evaluate, export. The same command again goes on, or finds all fresh.",
+        epilog=f"exit codes:\n{(errors.__doc__ or '').partition('exit code.')[2].rstrip()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    parser.set_defaults(force="", json=False)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, text in COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text)
+        if name == "seeds":
+            command.add_argument("count", type=_count, metavar="N", help="train.seed and the N - 1 after it")
+        command.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a file first, then overrides")
+        command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
+        if name in STAGES or name == "run":
+            command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
+        if name in STAGES or name in ("run", "bench"):
+            command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
+    command = commands.add_parser("predict", help="class and probability of images")
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    text = "differences in configuration and results of finished runs, their curves, and paired tests against the first"
+    command = commands.add_parser("compare", help=text, description=text)
+    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")
+    command.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE.png", help="where the curves are drawn")
+    return parser
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; give 1 or more before the configuration")
+    return int(text)
