@@ -23,6 +23,10 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+
+from bench.images import write_class_folders
+
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
 TUTORIAL = [2.235, 1.940, 1.713, 1.573, 1.507, 1.442, 1.378, 1.364, 1.349, 1.319, 1.284, 1.267]  # as the tutorial's page has them
@@ -144,27 +148,8 @@ def folder(folder: Path, data: Path) -> dict[str, Any]:
     return told([run(folder, "folder", data / "mnist_images", f"train.seed={seed}") for seed in range(3)])
 
 
-def write_class_folders(data: Path, place: Path) -> None:
-    """MNIST as 70,000 PNG: `train/<digit>/*.png` and `test/<digit>/*.png`; not again if they are there."""
-    import numpy as np
-    from PIL import Image
-
-    from pipeline.data.datasets import DATASETS
-
-    if place.exists():
-        return
-    raw = DATASETS["mnist"](data).load()
-    aside = place.with_name(f"{place.name}.partial")
-    for part, split in (("train", raw.train), ("test", raw.test)):
-        for digit in raw.classes:
-            (aside / part / digit).mkdir(parents=True, exist_ok=True)
-        for k, (image, label) in enumerate(zip(np.asarray(split.images)[:, 0], split.labels, strict=True)):
-            Image.fromarray(image).save(aside / part / raw.classes[label] / f"{k:05}.png")
-    aside.rename(place)
-
-
 def mnist_folder_adam(folder: Path, data: Path) -> dict[str, Any]:
-    write_class_folders(data, folder / "mnist_png")
+    write_class_folders("mnist", data, folder / "mnist_png")
     return seeds("mnist_folder_adam")(folder, folder / "mnist_png")
 
 
@@ -208,6 +193,8 @@ BENCHES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "mnist_best": seeds("mnist_best", 5),
     "cifar10_tutorial": cifar10_tutorial,
     "hand_loop": hand_loop,
+    "mnist_quick": seeds("mnist_quick", 10, first=100),
+    "cifar10_tutorial_quick": seeds("cifar10_tutorial_quick", 10, first=100),
     "cifar10_wide": seeds("cifar10_wide"),
     "cifar10_fast": seeds("cifar10_fast", 1, first=0),
     "cifar10_resnet18": first_epochs("cifar10_resnet18", 1),

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from bench.images import write_class_folders
 from pipeline.config import Config, load
 from pipeline.learning.models import build
 from pipeline.learning.optim import OPTIMIZERS
@@ -91,7 +92,7 @@ def test_the_benchmark_writes_mnist_as_a_folder_of_class_folders(tmp_path: Path)
             bytes([0, 0, 8, 3]) + np.array([count, 28, 28], ">i4").tobytes() + pixels[:count].tobytes()
         )
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1]) + np.array([count], ">i4").tobytes() + labels[:count].tobytes())
-    runpy.run_path(str(ROOT / "bench/recipes.py"))["write_class_folders"](tmp_path / "data", tmp_path / "png")
+    write_class_folders("mnist", tmp_path / "data", tmp_path / "png")
     written = {part: {int(p.stem): p for p in (tmp_path / "png" / part).glob("*/*.png")} for part in ("train", "test")}
     assert [len(found) for found in written.values()] == [12, 5]
     for k, path in written["train"].items():

@@ -9,18 +9,17 @@ accelerate's `save_state`, and beside that with the syncs it leaves out. They ta
 """
 
 import argparse
-import json
 import os
 import statistics
 import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
 
 from conftest import TINY
-from processes import begin
 
+from bench.alternate import ratio
+from bench.alternate import windows as windows_of
 from bench.faults.report import Row, report
 
 LENET = ("data.source={name: synthetic, train: 20000, test: 100, size: 28, channels: 1}", "train.model=lenet5", "train.batch_size=64")
@@ -30,33 +29,8 @@ LOOPS = {  # overrides, steps from checkpoint to checkpoint, windows with trust 
     "the same on 2 processes": (LENET, 100, 60, 2),
     "ResNet-18 (11 million parameters), batch 32, a checkpoint every 40 steps": (RESNET, 40, 20, 1),
 }
+TRUST = ("pipeline.runtime.watch:Marks.at", "pipeline.runtime.world:World.stopping")
 COMMON = ("train.augment=[]", "data.validation=0", "run.trackers=[]", "train.epochs=1")
-
-
-def alternate(rank: int) -> None:
-    """Take trust away from every other window; the seconds of the windows, with it and without, go into a file."""
-    from pipeline.runtime.watch import Marks
-    from pipeline.runtime.world import World
-    from pipeline.stages.record import Record
-
-    real = {(owner, name): getattr(owner, name) for owner, name in ((Marks, "at"), (World, "stopping"), (Record, "save"))}
-    seconds: dict[bool, list[float]] = {True: [], False: []}
-    trusted, began = False, time.perf_counter()
-
-    def save(record: Any, keep: int) -> None:
-        nonlocal trusted, began
-        record._written()
-        seconds[trusted].append(time.perf_counter() - began)
-        trusted, began = not trusted, time.perf_counter()
-        for (owner, name), function in real.items():
-            setattr(owner, name, function if trusted else lambda *_: None)
-        Record.save = save  # type: ignore[assignment, method-assign]
-        if trusted:
-            real[Record, "save"](record, keep)
-        if rank == 0:
-            Path("seconds.json").write_text(json.dumps([seconds[True], seconds[False][1:]]))
-
-    Record.save = save  # type: ignore[assignment, method-assign]
 
 
 def loops() -> list[Row]:
@@ -64,14 +38,9 @@ def loops() -> list[Row]:
     for name, (words, every, windows, processes) in LOOPS.items():
         with tempfile.TemporaryDirectory() as work:
             often = (f"run.checkpoint_every={every}", f"run.log_every={every // 4}", f"train.steps={(2 * windows + 1) * every}")
-            started = begin(Path(work), ["train", *TINY, *COMMON, *words, *often], before=alternate, processes=processes)
-            for process in started:
-                process.join()
-            assert not any(process.exitcode for process in started), (Path(work) / "output.txt").read_text()
-            on, off = json.loads((Path(work) / "seconds.json").read_text())
-        ratio = statistics.median(ours / without for ours, without in zip(on, off, strict=True))
+            on, off = windows_of(Path(work), ["train", *TINY, *COMMON, *words, *often], TRUST, processes=processes)
         ms = [_ms(statistics.median(seconds) / every * 1e3) for seconds in (off, on)]
-        rows.append({"what": f"step, {name}", "without, ms": ms[0], "ours, ms": ms[1], "ratio": round(ratio, 3), "pairs": windows})
+        rows.append({"what": f"step, {name}", "without, ms": ms[0], "ours, ms": ms[1], "ratio": round(ratio(on, off), 3), "pairs": windows})
     return rows
 
 
