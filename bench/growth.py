@@ -28,8 +28,8 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from bench.faults.report import RESULTS, machine
 from bench.growth_page import show
+from bench.measure import RESULTS, machine
 
 LIMIT, ROOM = 1 << 30, 40 << 30  # bytes: of memory on the axis of images, and of disk
 STEPS, WARM = 40, 10  # of a training, and of these before they count

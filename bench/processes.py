@@ -13,8 +13,8 @@ processes were computing, not waiting: on a machine that others use too, the one
 import argparse
 import functools
 import itertools
-import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -25,8 +25,10 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
-from bench.faults.report import RESULTS, Row, machine  # isort: skip  # bench.faults puts tests on the path
+from bench import faults  # noqa: F401  (which puts the two below in reach)
+from bench.measure import Row, keep, spread
 
+# isort: split
 from conftest import TINY
 from processes import CONTEXT, begin, free_port
 
@@ -198,7 +200,7 @@ def rows(name: str, work: Work, counts: Sequence[int], repeats: int) -> Iterator
             }
             for clock, column in ((0, "efficiency"), (1, "busy")):
                 each = [(one[clock] / (1 if weak else size)) / several[clock] for one, several in zip(alone, seconds, strict=True)]
-                row |= {column: round(statistics.median(each), 3), f"{column}, spread": _spread(each)}
+                row |= {column: round(statistics.median(each), 3), f"{column}, spread": spread(each)}
             yield row
 
 
@@ -206,25 +208,13 @@ def _median(values: Iterator[float]) -> float:
     return statistics.median(list(values))
 
 
-def _spread(values: Sequence[float]) -> str:
-    """Of the middle half, as a share of the median."""
-    if len(values) < 3:
-        return ""
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return f"{(high - low) / middle:.0%}"
-
-
 def main(only: Sequence[str], counts: Sequence[int], repeats: int) -> None:
     found: list[Row] = []
     for name in only:
         for row in rows(name, WORKS[name], counts, repeats):
             found.append(row)
-            if len(found) == 1:
-                print("| " + " | ".join(row) + " |\n|" + " --- |" * len(row))
-            print("| " + " | ".join(str(value) for value in row.values()) + " |", flush=True)
-    kept = {"command": f"python -m bench.processes --repeats {repeats}", "n": repeats, "machine": machine(), "rows": found}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "processes.json").write_text(json.dumps(kept, indent=1) + "\n")
+            print(row, file=sys.stderr, flush=True)
+    keep("processes", found, n=repeats)
 
 
 if __name__ == "__main__":
