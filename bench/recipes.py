@@ -197,6 +197,7 @@ BENCHES: dict[str, Callable[[Path, Path], dict[str, Any]]] = {
     "cifar10_tutorial_quick": seeds("cifar10_tutorial_quick", 10, first=100),
     "cifar10_wide": seeds("cifar10_wide"),
     "cifar10_fast": seeds("cifar10_fast", 1, first=0),
+    "cifar10_muon": seeds("cifar10_muon", 1, first=0),
     "cifar10_resnet18": first_epochs("cifar10_resnet18", 1),
     "folder": folder,
     "finetune": finetune,

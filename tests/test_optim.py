@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 from pipeline.config import Spec, bind
 from pipeline.errors import ConfigError
-from pipeline.learning.muon import hidden_weights
+from pipeline.learning.muon import hidden_weights, orthogonal
 from pipeline.learning.optim import OPTIMIZERS
 
 Optimizers = tuple[torch.optim.Optimizer, ...]
@@ -115,6 +115,82 @@ def test_muon_updates_matrices_and_flattened_filters_as_torchs_and_the_rest_as_a
         rest.step()
         models[1].zero_grad()
     assert_same(*models)
+
+
+@pytest.mark.parametrize("shape", [(5, 18), (18, 5), (64, 216), (16, 16)])
+def test_matrices_orthogonalised_together_have_the_bits_of_torchs_one_by_one(shape: tuple[int, int]) -> None:
+    from torch.optim import _muon
+
+    matrices = torch.randn(3, *shape, generator=torch.Generator().manual_seed(0))
+    coefficients = _muon.DEFAULT_A, _muon.DEFAULT_B, _muon.DEFAULT_C
+    alone = [_muon._zeropower_via_newtonschulz(matrix, coefficients, 5, _muon.EPS) for matrix in matrices]
+    assert torch.equal(orthogonal(matrices, 5), torch.stack(alone))
+
+
+def test_muon_updates_several_of_one_shape_each_by_its_own_gradient() -> None:
+    models = [nn.Sequential(*(nn.Linear(6, 6, bias=False) for _ in range(4))) for _ in range(2)]
+    models[1].load_state_dict(models[0].state_dict())
+    for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        p.grad = torch.randn_like(p)
+        q.grad = p.grad.clone()
+    OPTIMIZERS["muon"](models[0], adjust_lr_fn="original")[0].step()
+    torch.optim.Muon(hidden_weights(models[1]), lr=1e-3, adjust_lr_fn="original").step()  # type: ignore[no-untyped-call]
+    assert all(torch.equal(p, q) for p, q in zip(hidden_weights(models[0]), hidden_weights(models[1]), strict=True))
+
+
+def test_muon_can_scale_a_weight_to_unit_rows_before_each_update() -> None:
+    model = network()
+    before = [p.detach().clone() for p in hidden_weights(model)]
+    train(model, OPTIMIZERS["muon"](model, normalize=True, weight_decay=0.0, adjust_lr_fn="original"), range(1))
+    for p, old in zip(hidden_weights(model), before, strict=True):
+        scaled = old * len(old) ** 0.5 / old.norm()
+        step = ((scaled - p.detach()) / 0.01).flatten(1)
+        assert 0.5 < torch.linalg.matrix_norm(step, 2) < 2  # what is left is an orthogonal update
+
+
+@pytest.mark.parametrize("name", ["sgd", "muon"])
+def test_norms_and_biases_learn_at_a_rate_of_their_own_and_decay_as_the_weights_do(name: str) -> None:
+    rest: dict[str, Any] = {} if name == "sgd" else {"rest": "sgd", "rest_lr": 4.0, "rest_decay": 0.02}
+    model = network()
+    last = OPTIMIZERS[name](model, weight_decay=0.02, bias_lr=64.0, **rest)[-1]
+    rates = {p: (group["factor"], group["factor"] * group["weight_decay"]) for group in last.param_groups for p in group["params"]}
+    weights = rest.get("rest_lr", 1.0)
+    for p, (factor, decayed) in rates.items():
+        assert factor == (64.0 if p.ndim < 2 else weights)
+        assert decayed == pytest.approx(0.02 * weights)
+
+
+def test_the_rest_beside_muon_can_be_nesterovs() -> None:
+    models = network(), network()
+    rates = {"rest_lr": 0.5, "bias_lr": 2.0, "rest_decay": 0.02, "rest_momentum": 0.8}
+    train(models[0], OPTIMIZERS["muon"](models[0], rest="sgd", **rates)[1:], range(3))
+    hidden = {id(p) for p in hidden_weights(models[1])}
+    others = [p for p in models[1].parameters() if id(p) not in hidden]
+    groups = [{"params": [p], "factor": f, "weight_decay": 0.01 / f} for p in others for f in (2.0 if p.ndim < 2 else 0.5,)]
+    for p in hidden_weights(models[1]):
+        p.requires_grad_(False)
+    train(models[1], (torch.optim.SGD(groups, momentum=0.8, nesterov=True, foreach=False),), range(3))
+    assert_same(*models)
+
+
+def test_a_rate_may_be_a_tensor_that_stays_where_it_is() -> None:
+    """Which a recorded step needs; the bits are those of a number, but for Muon's, whose product is rounded once more."""
+    for name, options in (("sgd", {"momentum": 0.9}), ("adamw", {}), ("muon", {"rest": "sgd"})):
+        models = network(), network()
+        train(models[0], OPTIMIZERS[name](models[0], **options), range(5))
+        optimizers = OPTIMIZERS[name](models[1], **options)
+        rates = [(group, torch.zeros((), dtype=torch.float64)) for o in optimizers for group in o.param_groups]
+        for step in range(5):
+            train(models[1], (), range(step, step + 1))
+            for group, rate in rates:
+                group["lr"] = rate.fill_(0.01 * group["factor"])
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad()
+        if name == "muon":
+            assert_same(*models)
+        else:
+            assert all(torch.equal(p, q) for p, q in zip(models[0].parameters(), models[1].parameters(), strict=True))
 
 
 def test_muon_is_for_all_matrices_and_filters_but_embeddings_and_the_last_layer() -> None:
