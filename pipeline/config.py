@@ -179,6 +179,7 @@ class RunConfig(Section):
     strategy: Literal["auto", "ddp", "dp", "fsdp"] = "auto"
     compile: Literal["no", "inductor", "aot_eager"] = "no"  # by torch.compile, with this backend
     channels_last: bool | None = None  # None: where it pays, with bf16 and fp16
+    cuda_graph: Literal["auto", "no"] = "auto"  # record a step on a GPU and launch it as one, where that is possible
     time_limit: Duration | None = None  # of this start, as in 45m or 1h30m; then it stops with a checkpoint
     hang_timeout: Duration | None = timedelta(minutes=10)  # without progress in a loop; longer than any step, compilation and all
     processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error

@@ -45,6 +45,27 @@ def test_stopped_and_gone_on_gives_the_same_bits(run: Run, tmp_path: Path, how: 
         assert (tmp_path / "whole/runs/tiny" / file).read_bytes() == (tmp_path / "parts/runs/tiny" / file).read_bytes()
 
 
+@pytest.mark.parametrize(
+    "how",
+    [
+        ["train.augment=[alternating_flip, {name: crop, padding: 2}]", "train.precision=bf16", "run.channels_last=true"],
+        ["train.model={name: lenet, kernel: 3, channels: [4, 8], hidden: [16], dropout: 0.5}", "train.mix=[mixup, cutmix]"],
+        ["train.optimizer={name: muon, normalize: true, rest: sgd}", "train.model={name: fast_cifar, widths: [8, 8, 8]}"],
+        ["train.optimizer=adamw", "train.clip=0.5", "train.average={name: ema, every: 3}"],
+        ["train.optimizer=rmsprop"],
+    ],
+    ids=["augmented", "dropout and mixes", "muon", "adamw", "rmsprop"],
+)
+def test_a_recorded_step_gives_the_bits_of_a_plain_one(run: Run, tmp_path: Path, how: list[str]) -> None:
+    for graph in ("auto", "no"):
+        ended = run(*NET, *how, f"run.cuda_graph={graph}", until="train", in_folder=graph)
+        assert ended.code == 0, ended.output
+        assert ("a step is recorded and launched as one" in ended.output) == (graph == "auto")
+        assert "piece by piece, not as one" not in ended.output
+    for file in ("metrics.jsonl", "train/weights.safetensors"):
+        assert (tmp_path / "auto/runs/tiny" / file).read_bytes() == (tmp_path / "no/runs/tiny" / file).read_bytes()
+
+
 def test_a_batch_that_does_not_fit_is_cut_and_the_curve_stays(run: Run, tmp_path: Path) -> None:
     large = [
         "data.source={name: synthetic, train: 4096, test: 64, size: 64}",

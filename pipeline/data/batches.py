@@ -20,10 +20,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
 from pipeline.data.shards import Shards
+from pipeline.runtime.recorded import Recorded, Recorder, Varies, to_device
 from pipeline.runtime.signals import die_with_parent
 from pipeline.runtime.world import World
 
@@ -45,44 +45,75 @@ Mix = Callable[[Tensor, Tensor, "Draws"], tuple[Tensor, Tensor]]  # images and p
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one step: drawn for its whole global batch, handed out for `rows` [B]."""
+    """The random numbers of one step: drawn for its whole global batch, handed out for `rows` [B].
+
+    With a `tape` each draw is noted there, as a function that makes it for the draws of another step; those that
+    were made so are `given` back, in that order.
+    """
 
     generator: np.random.Generator
     batch_size: int
     rows: NDArray[np.int64]
     device: torch.device
-    progress: float = 0.0  # share of the training done, in [0, 1)
+    done: float = 0.0  # share of the training, in [0, 1)
     epochs: NDArray[np.int64] | None = None  # [B]: how often each image was seen before
     fixed: NDArray[np.float32] | None = None  # [B], uniform in [0, 1): the same for an image in every epoch
+    only: int | None = None  # draws are for the first so many of the rows
+    tape: "list[Draw] | None" = None
+    given: Iterator[Tensor] | None = None
+
+    @property
+    def progress(self) -> float:
+        """The share of the training done, in [0, 1)."""
+        self._refuse_tape("an augmentation changes with the progress of the training")
+        return self.done
 
     def uniform(self, *shape: int) -> Tensor:
         """float32 [B, *shape] in [0, 1)."""
-        return self._mine(self.generator.random((self.batch_size, *shape), np.float32))
+        return self._placed(lambda draws: draws.generator.random((draws.batch_size, *shape), np.float32))
 
     def integers(self, low: int, high: int, *shape: int) -> Tensor:
         """int64 [B, *shape] in [low, high)."""
-        return self._mine(self.generator.integers(low, high, (self.batch_size, *shape)))
+        return self._placed(lambda draws: draws.generator.integers(low, high, (draws.batch_size, *shape)))
 
     def beta(self, alpha: float, *shape: int) -> Tensor:
         """float32 [B, *shape] in [0, 1], of Beta(alpha, alpha)."""
-        return self._mine(self.generator.beta(alpha, alpha, (self.batch_size, *shape)).astype(np.float32))
+        return self._placed(lambda draws: draws.generator.beta(alpha, alpha, (draws.batch_size, *shape)).astype(np.float32))
 
     def groups(self, count: int) -> list[Tensor]:
         """The images that drew each of `count` equal chances, as int64 indices; known without waiting for the device."""
-        drawn = self.generator.integers(0, count, self.batch_size)[self.rows]
-        return [self._placed(np.flatnonzero(drawn == k)) for k in range(count)]
+        self._refuse_tape("an augmentation changes groups of images, whose sizes are drawn")
+        drawn = self.generator.integers(0, count, self.batch_size)[self.rows[: self.only]]
+        return [to_device(torch.from_numpy(np.flatnonzero(drawn == k)), self.device) for k in range(count)]
 
     def alternating(self) -> Tensor:
         """Of each image, bool [B]: by a coin of the image's own in its first epoch, and the other way round in each after."""
-        assert self.epochs is not None
-        assert self.fixed is not None
-        return self._placed((self.fixed < 0.5) ^ (self.epochs % 2 == 1))
+        return self._noted(_turned)
 
-    def _mine(self, drawn: NDArray[np.generic]) -> Tensor:
-        return self._placed(drawn[self.rows])
+    def _placed(self, draw: "Callable[[Draws], NDArray[np.generic]]") -> Tensor:
+        only = self.only
+        return self._noted(lambda draws: draw(draws)[draws.rows[:only]])
 
-    def _placed(self, values: NDArray[np.generic]) -> Tensor:
-        return torch.from_numpy(values).to(self.device, non_blocking=True)
+    def _noted(self, draw: "Draw") -> Tensor:
+        if self.given is not None:
+            return next(self.given)
+        if self.tape is not None:
+            self.tape.append(draw)
+        return to_device(torch.from_numpy(draw(self)), self.device)
+
+    def _refuse_tape(self, why: str) -> None:
+        if self.tape is not None:
+            raise Varies(why)
+
+
+Draw = Callable[[Draws], NDArray[np.generic]]  # for the rows of the process
+
+
+def _turned(draws: Draws) -> NDArray[np.bool_]:
+    assert draws.epochs is not None
+    assert draws.fixed is not None
+    turned: NDArray[np.bool_] = (draws.fixed < 0.5) ^ (draws.epochs % 2 == 1)
+    return turned
 
 
 class Images:
@@ -94,6 +125,7 @@ class Images:
         if self.resident and world.device.type != "cpu":
             self.parts = [torch.cat(self.parts).to(world.device)] if self.parts else []
         self.labels = torch.from_numpy(shards.labels)
+        self._labels_there = world.to_device(self.labels) if self.resident else self.labels
         self.starts = np.cumsum([0, *map(len, self.parts)])
         self._world = world
         self._scale = torch.tensor([1 / (255 * s) for s in std], dtype=world.dtype, device=world.device)[:, None, None]
@@ -115,10 +147,16 @@ class Images:
 
     def batch(self, taken: Tensor, index: NDArray[np.int64], change: Callable[[Tensor], Tensor] = lambda images: images) -> Batch:
         """Rows `taken` on the device, changed by `change`, then normalised."""
-        images = change(self._world.to_device(taken))
-        normalised = images.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
         labels = self._world.to_device(self.labels[torch.from_numpy(index)])
-        return Batch(normalised, labels, labels)
+        return Batch(self._normalised(change(self._world.to_device(taken))), labels, labels)
+
+    def batch_there(self, index: Tensor, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The same of rows `index` [B] on the device, where the split is one tensor."""
+        (images,), labels = self.parts, self._labels_there.index_select(0, index)
+        return Batch(self._normalised(change(images.index_select(0, index))), labels, labels)
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        return images.to(self._scale.dtype).mul_(self._scale).add_(self._shift)
 
 
 class TrainBatches(Dataset[Tensor]):
@@ -143,7 +181,7 @@ class TrainBatches(Dataset[Tensor]):
         cut = [np.arange(batch_size)[share(batch_size, part, parts)] for part in range(parts)]
         mine = [[rows[share(len(rows), shard, world.virtual)] for rows in cut] for shard in world.shards]  # all hold the same part at once
         self._own = [np.concatenate(parts) for parts in mine]
-        self._parts = [_laid_end_to_end(parts) for parts in mine]
+        self.parts = [_laid_end_to_end(parts) for parts in mine]  # of each virtual process
 
     def _rows(self, step: int) -> list[NDArray[np.int64]]:
         """Of the global batch: those of each virtual process, followed by the partners to mix them with."""
@@ -157,6 +195,33 @@ class TrainBatches(Dataset[Tensor]):
 
     def __getitem__(self, step: int) -> Tensor:
         return self._images.take(self.index(step))
+
+    def replayed(self, first: int, last: int, recorder: Recorder) -> Iterator[list[Batch]]:
+        """As `steps`, made by what `recorder` records: of each step in the same tensors, valid until the next is asked for.
+
+        Raises:
+            Varies: they cannot be.
+        """
+        if len(self._own) > 1 or not self._images.resident or len(self._images.parts) != 1:
+            raise Varies("the images are not on the device as one tensor")
+        tape: list[Draw] = []
+        self._batches(first, self[first], tape)
+        made = Recorded(self._made, recorder, self._device, forget=lambda: None, what="a batch")
+        return (self._placed(step, tape, made) for step in range(first, last))
+
+    def _placed(self, step: int, tape: "list[Draw]", made: Recorded[list[Tensor]]) -> list[Batch]:
+        draws = self._draws(step, self._rows(step)[0])
+        numbers = [self.index(step), *(draw(draws) for draw in tape)]
+        images, labels, targets = made(*map(torch.from_numpy, numbers))
+        return [Batch(images, labels, targets, self.parts[0])]
+
+    def _made(self, index: Tensor, *drawn: Tensor) -> list[Tensor]:
+        """The images [B, C, H, W], labels and targets of a step, of its rows and draws."""
+        own = self._own[0]
+        draws = Draws(random(0, 0, AUGMENT), self._batch_size, own, self._device, given=iter(drawn))
+        batch = self._images.batch_there(index, functools.partial(self._augmented, draws=draws))
+        batch = self._mixed(batch, draws, len(own)) if self._mix else batch
+        return [batch.images, batch.labels, batch.targets]
 
     def steps(self, first: int, last: int, workers: int = 0) -> Iterator[list[Batch]]:
         """Of steps `first` to `last` - 1 the batch of each virtual process; workers read ahead what is not on the device."""
@@ -189,16 +254,22 @@ class TrainBatches(Dataset[Tensor]):
             images = augmentation(images, draws)
         return images
 
-    def _batches(self, step: int, taken: Tensor) -> list[Batch]:
+    def _batches(self, step: int, taken: Tensor, tape: list[Draw] | None = None) -> list[Batch]:
         rows = self._rows(step)
-        each = zip(rows, self._own, torch.split(taken, [len(r) for r in rows]), self._parts, strict=True)
-        return [dataclasses.replace(self._batch(step, r, own, images), parts=parts) for r, own, images, parts in each]
+        each = zip(rows, self._own, torch.split(taken, [len(r) for r in rows]), self.parts, strict=True)
+        return [dataclasses.replace(self._batch(step, r, len(own), images, tape), parts=parts) for r, own, images, parts in each]
 
-    def _batch(self, step: int, rows: NDArray[np.int64], own: NDArray[np.int64], taken: Tensor) -> Batch:
+    def _batch(self, step: int, rows: NDArray[np.int64], own: int, taken: Tensor, tape: list[Draw] | None) -> Batch:
         index = global_index(len(self._images), self._batch_size, self._seed, step)[rows]
         if not (self._augment or self._mix):
             return self._images.batch(taken, index)
-        draws = Draws(
+        draws = dataclasses.replace(self._draws(step, rows), tape=tape)
+        batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws))
+        return self._mixed(batch, draws, own) if self._mix else batch
+
+    def _draws(self, step: int, rows: NDArray[np.int64]) -> Draws:
+        index = global_index(len(self._images), self._batch_size, self._seed, step)[rows]
+        return Draws(
             random(self._seed, step, AUGMENT),
             self._batch_size,
             rows,
@@ -207,17 +278,17 @@ class TrainBatches(Dataset[Tensor]):
             (step * self._batch_size + rows) // len(self._images),
             _image_draws(len(self._images), self._seed)[index],
         )
-        batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws))
-        return self._mixed(batch, dataclasses.replace(draws, rows=own)) if self._mix else batch
 
-    def _mixed(self, batch: Batch, draws: Draws) -> Batch:
-        """Each image with its partner, by one of the mixes; the target shared out between their labels."""
-        own = len(draws.rows)
-        images, shares = batch.images[:own].clone(), torch.ones(own, dtype=self._dtype, device=self._device)
-        for mix, group in zip(self._mix, draws.groups(len(self._mix)), strict=True):
+    def _mixed(self, batch: Batch, draws: Draws, own: int) -> Batch:
+        """The first `own` images, each with its partner, by one of the mixes; the target shared out between their labels."""
+        draws = dataclasses.replace(draws, only=own)
+        images, shares = batch.images[:own], torch.ones(own, dtype=self._dtype, device=self._device)
+        drawn = draws.integers(0, len(self._mix))
+        for k, mix in enumerate(self._mix):
             mixed, share_of = mix(batch.images[:own], batch.images[own:], draws)
-            images[group], shares[group] = mixed[group], share_of[group].to(self._dtype)
-        targets = F.one_hot(batch.labels, self._classes).to(self._dtype)
+            images = mixed.where((drawn == k)[:, None, None, None], images)
+            shares = share_of.to(self._dtype).where(drawn == k, shares)
+        targets = (batch.labels[:, None] == torch.arange(self._classes, device=self._device)).to(self._dtype)
         return Batch(images, batch.labels[:own], targets[:own] * shares[:, None] + targets[own:] * (1 - shares)[:, None])
 
 

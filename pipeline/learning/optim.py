@@ -14,6 +14,7 @@ from pydantic_core import PydanticCustomError
 from pipeline.errors import ConfigError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
     from torch.optim import Optimizer
 
@@ -170,6 +171,24 @@ def _sgd(groups: Groups, momentum: float, nesterov: bool) -> "Optimizer":
         for parameter in group["params"]:  # the fused kernel leaves it uninitialised if the first step overflows
             optimizer.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter, requires_grad=False)
     return _resumable(optimizer)
+
+
+def keep_rates_on(device: "torch.device", optimizers: "Sequence[Optimizer]") -> bool:
+    """Let the rate of every group be a tensor on `device`, to be changed in place, as a recorded step needs; False if one takes none.
+
+    A GPU's kernels take float32.
+    """
+    import torch
+
+    from pipeline.learning.muon import Muon
+
+    if not all(isinstance(o, Muon | torch.optim.SGD | torch.optim.Adam | torch.optim.RMSprop) for o in optimizers):
+        return False
+    for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+        group["lr"] = torch.zeros((), dtype=torch.float64 if device.type == "cpu" else torch.float32, device=device)
+        if "capturable" in group and device.type != "cpu":  # torch refuses to be recorded without, and with it on a CPU
+            group["capturable"] = True
+    return True
 
 
 def _adamw(groups: Groups, beta1: float, beta2: float, eps: float) -> "Optimizer":

@@ -52,6 +52,14 @@ class TrainState:
     def groups(self) -> list[dict[str, Any]]:
         return [group for optimizer in self.optimizers for group in optimizer.param_groups]
 
+    def set_rate(self, rate: float) -> None:
+        """Of every group, times its factor; where the rate is a tensor, in its place."""
+        for group in self.groups:
+            if isinstance(group["lr"], Tensor):
+                group["lr"].fill_(rate * group["factor"])
+            else:
+                group["lr"] = rate * group["factor"]
+
     def means(self, total: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, float]:
         """Of the tallies, which begin anew; `total` adds over all virtual processes."""
         means = Tally(total([tally.sums for tally in self.tallies])).means()

@@ -30,6 +30,7 @@ from pipeline.runtime.console import say
 from pipeline.runtime.elastic import Reduction, in_pairs
 from pipeline.runtime.exchange import Exchange, Gradients
 from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.recorded import RECORDERS, Recorder, Varies, to_device
 from pipeline.runtime.watch import Marks
 
 WAIT = datetime.timedelta(hours=2)  # others wait this long while process 0 prepares the data
@@ -81,6 +82,7 @@ class World:
         self.is_main: bool = self.rank == 0
         self.device: torch.device = self._accelerator.device
         self._generators = [torch.default_generator]
+        self._seeded: tuple[int, int, int] | None = None
         if self.device.type == "cuda":
             self._use_cuda()
         self.dtype = torch.float64 if precision == "fp64" else torch.float32
@@ -256,15 +258,42 @@ class World:
         return self.device.type != "cuda" or 2 * sum(t.nbytes for t in tensors) < torch.cuda.mem_get_info(self.device)[0]
 
     def to_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return to_device(tensor, self.device)
 
-    @contextlib.contextmanager
-    def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
-        """Be the virtual process `shard` in this step: what the model draws (dropout) is a function of (seed, step, shard)."""
+    @property
+    def can_record(self) -> bool:
+        """Whether a step can be launched as one: not where several processes meet in it, or the rate has to be a float64."""
+        alone = self.strategy == "single" and self.virtual == 1
+        return self.device.type in RECORDERS and alone and self._precision not in ("fp64", "fp16")
+
+    def recorder(self) -> Recorder | None:
+        """A new one, if this device has one and it is wanted.
+
+        Raises:
+            Varies: a step cannot be recorded here.
+        """
+        if self.device.type not in RECORDERS or self._run.cuda_graph == "no":
+            return None
+        if not self.can_record:
+            what = f"run.strategy={self.strategy}" if self.strategy != "single" else f"train.precision={self._precision}"
+            raise Varies(f"{what} cannot be recorded")
+        return RECORDERS[self.device.type]()
+
+    def seed(self, shard: int, *, seed: int, step: int) -> None:
+        """Let what the model draws (dropout) be a function of (seed, step, shard); the seed is nothing that a recorded step holds."""
+        if self._seeded == (seed, step, shard):
+            return
         self.marks.step = step
         for k, generator in enumerate(self._generators):  # torch.manual_seed would keep a stack trace a call, without CUDA
             digest = hashlib.blake2b(f"{seed}/{step}/{shard}/{k}".encode(), digest_size=7).digest()
             generator.manual_seed(int.from_bytes(digest))
+        self._seeded = seed, step, shard
+
+    @contextlib.contextmanager
+    def playing(self, shard: int, model: nn.Module, *, seed: int, step: int) -> Iterator[None]:
+        """Be the virtual process `shard` in this step."""
+        self.seed(shard, seed=seed, step=step)
+        self._seeded = None  # the numbers are used up
         if self._reduction is not None:
             self._reduction.begin(model)
         yield

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,13 @@ from pipeline.learning import state as checkpoints
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Tally
 from pipeline.learning.networks import FastCifar
-from pipeline.learning.optim import OPTIMIZERS, spare_compiler
+from pipeline.learning.optim import OPTIMIZERS, keep_rates_on, spare_compiler
 from pipeline.learning.schedules import AVERAGES, SCHEDULES, Moment, rate
 from pipeline.learning.start import BEGINNINGS, Beginning, freeze, train_mode
 from pipeline.learning.state import Scores, TrainState, best, patience_lost, score
 from pipeline.runtime import files, strategies
 from pipeline.runtime.console import say
+from pipeline.runtime.recorded import Recorded, Varies
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, TrainedModel
@@ -72,9 +73,10 @@ def _train(
 
     say(f"train: {world}")
     with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record, world.marks.watched("train"):
-        for batch in world.marks.each(batches.steps(state.step, recipe.steps, run.workers)):
+        each, learnt = steps(state, recipe, batches, world, run.workers)
+        for batch in world.marks.each(each):
             lr = recipe.lr(state)
-            record.step(update(state, batch, recipe, lr, world, left_out))
+            record.step(update(state, batch, recipe, lr, world, left_out, learnt))
             if due(state.step, run.log_every, recipe.steps):
                 record.training(lr)
             if due(state.step, recipe.validate_every, recipe.steps) and len(held_out):
@@ -93,22 +95,77 @@ def _train(
     return finish(state, recipe, data, space)
 
 
+def steps(
+    state: TrainState, recipe: "Recipe", batches: TrainBatches, world: World, workers: int
+) -> tuple[Iterator[list[Batch]], Recorded[None] | None]:
+    """The batches from here to the last step; and, where a step can be launched as one, what learns from them."""
+    here, last = state.step, recipe.steps
+    try:
+        recorders = world.recorder(), world.recorder()
+        if recorders[0] is None or recorders[1] is None:
+            return batches.steps(here, last, workers), None
+        if recipe.config.nonfinite != "stop":
+            raise Varies(f"train.nonfinite={recipe.config.nonfinite} looks into each step")
+        if not all(isinstance(group["lr"], Tensor) for group in state.groups):
+            raise Varies(f"train.optimizer={recipe.config.optimizer.name} takes its rate from the host")
+        each = batches.replayed(here, last, recorders[0])
+        work = functools.partial(learn, state, recipe, world, batches.parts[0])
+        learnt = Recorded(work, recorders[1], world.device, forget=state.model.zero_grad, what="a step")
+    except Varies as why:
+        say(f"train: a step is launched piece by piece, not as one: {why}")
+        return batches.steps(here, last, workers), None
+    say("train: a step is recorded and launched as one (run.cuda_graph=no: piece by piece)")
+    return each, learnt
+
+
 def update(
-    state: TrainState, batches: Sequence[Batch], recipe: "Recipe", lr: float, world: World, left_out: frozenset[int] = frozenset()
+    state: TrainState,
+    batches: Sequence[Batch],
+    recipe: "Recipe",
+    lr: float,
+    world: World,
+    left_out: frozenset[int] = frozenset(),
+    learnt: "Recorded[None] | None" = None,
 ) -> bool:
     """One optimizer step on one global batch, of which this process has `batches`; advances `state.step`.
 
-    False if the step was left out.
-
-    The gradient is that of the mean over the global batch, whatever the number of processes and
-    parts: each sums its own losses over the global count, and the mean over processes is undone.
+    False if the step was left out. `learnt` does as one what the device does in it.
     """
     if state.step in left_out:
         state.step += 1
         return False
     before = None if recipe.config.nonfinite == "stop" else [tensor.clone() for tensor in state.volatile()]
-    for group in state.groups:
-        group["lr"] = lr * group["factor"]
+    state.set_rate(lr)
+    if learnt is not None:
+        (batch,) = batches
+        world.seed(world.shards[0], seed=recipe.config.seed, step=state.step)
+        learnt(batch.images, batch.labels, batch.targets)
+    else:
+        find_gradients(state, batches, recipe, world)
+        if before is not None and world.any(not state.is_finite()):
+            if recipe.config.nonfinite == "restore":
+                raise NonFinite(state.step)
+            state.leave_out(before)
+            return False
+        descend(state, recipe)
+    state.fold(recipe.share(recipe.moment(state)))
+    state.step += 1
+    return True
+
+
+def learn(
+    state: TrainState, recipe: "Recipe", world: World, parts: Sequence[slice], images: Tensor, labels: Tensor, targets: Tensor
+) -> None:
+    """All that the device does in a step: what it reads are tensors, and no number in here is another in another step."""
+    find_gradients(state, [Batch(images, labels, targets, parts)], recipe, world)
+    descend(state, recipe)
+
+
+def find_gradients(state: TrainState, batches: Sequence[Batch], recipe: "Recipe", world: World) -> None:
+    """Of the mean over the global batch, whatever the number of processes and parts.
+
+    Each sums its own losses over the global count, and the mean over processes is undone.
+    """
     for shard, batch, tally in zip(world.shards, batches, state.tallies, strict=True):
         with world.playing(shard, state.model, seed=recipe.config.seed, step=state.step):
             for rows in batch.parts:
@@ -122,20 +179,16 @@ def update(
     for optimizer in state.optimizers:
         state.scaler.unscale_(optimizer)
     world.agree_on_overflow(state.scaler, state.optimizers)
-    if before is not None and world.any(not state.is_finite()):
-        if recipe.config.nonfinite == "restore":
-            raise NonFinite(state.step)
-        state.leave_out(before)
-        return False
+
+
+def descend(state: TrainState, recipe: "Recipe") -> None:
+    """By the gradients, which are then forgotten."""
     if recipe.config.clip is not None:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
         optimizer.zero_grad()
     state.scaler.update()
-    state.fold(recipe.share(recipe.moment(state)))
-    state.step += 1
-    return True
 
 
 class NonFinite(Exception):
@@ -232,6 +285,8 @@ def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: Wor
     train_mode(model)
     spare_compiler()
     optimizers = OPTIMIZERS[config.optimizer.name](strategies.bare(model), **config.optimizer.options)
+    if world.can_record:
+        keep_rates_on(world.device, optimizers)
     return TrainState(model, optimizers, world.scaler(), [Tally.zero(world.device) for _ in world.shards]), parts
 
 
