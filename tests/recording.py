@@ -73,3 +73,19 @@ class Watch(TorchDispatchMode):
 def on_the_cpu(rank: int) -> None:
     """Let this process record steps."""
     recorded.RECORDERS["cpu"] = Operations
+
+
+def refusing_to_wait(rank: int) -> None:
+    """Let this process fail where making a batch or an update waits for the device."""
+    from pipeline.data.batches import TrainBatches
+    from pipeline.stages import train
+
+    def watched(plain: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **how: Any) -> Any:
+            with Watch():
+                return plain(*args, **how)
+
+        return call
+
+    for owner, name in ((train, "update"), (TrainBatches, "_batches")):
+        setattr(owner, name, watched(getattr(owner, name)))

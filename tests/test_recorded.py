@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Run
-from recording import Operations, on_the_cpu
+from recording import Operations, on_the_cpu, refusing_to_wait
 
 from pipeline.runtime.recorded import WARM_UP, Recorded
 
@@ -110,3 +110,16 @@ def test_inputs_are_put_where_the_first_were() -> None:
 
 def test_without_a_recorder_nothing_is_said(run: Run) -> None:
     assert "launched" not in run("train.epochs=1", until="train").output
+
+
+@pytest.mark.parametrize("recipe", ["mixes", "adam, clipped, averaged, warmed up"])
+def test_a_plain_step_waits_for_nothing_either(run: Run, recipe: str) -> None:
+    ended = run("train.epochs=1", *RECIPES[recipe], until="train", before=refusing_to_wait)
+    assert ended.code == 0, ended.output
+
+
+def test_a_wait_would_be_noticed(run: Run) -> None:
+    """Of a step that is looked into."""
+    ended = run("train.epochs=1", "train.nonfinite=skip", until="train", before=refusing_to_wait)
+    assert ended.code == 1
+    assert "aten::_local_scalar_dense waits for the device" in ended.output

@@ -137,7 +137,7 @@ class Images:
     def take(self, index: NDArray[np.int64]) -> Tensor:
         """uint8 [B, C, H, W]: rows `index` [B], in that order, wherever they are kept."""
         if len(self.parts) == 1:
-            return self.parts[0].index_select(0, torch.from_numpy(index).to(self.parts[0].device, non_blocking=True))
+            return self.parts[0].index_select(0, to_device(torch.from_numpy(index), self.parts[0].device))
         part = np.searchsorted(self.starts, index, side="right") - 1
         taken = self.parts[0].new_empty((len(index), *self.parts[0].shape[1:]))
         for k in np.unique(part):

@@ -78,12 +78,14 @@ class Operation:
 
 def _drawn(images: "Tensor", draws: "Draws", operations: list[Operation]) -> "Tensor":
     """Each image changed by one operation at one of its amounts."""
+    from pipeline.runtime.recorded import to_device
+
     groups = draws.groups(len(operations))
     levels = draws.integers(0, len(operations[0].amounts))
     changed = images.clone()
     for operation, group in zip(operations, groups, strict=True):
         if len(group):
-            amounts = operation.amounts.to(images.device, non_blocking=True)
+            amounts = to_device(operation.amounts, images.device)
             changed[group] = operation.kernel(images[group], amounts[levels[group]])
     return changed
 
