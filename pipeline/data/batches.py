@@ -210,8 +210,10 @@ class TrainBatches(Dataset[Tensor]):
         return (self._placed(step, tape, made) for step in range(first, last))
 
     def _placed(self, step: int, tape: "list[Draw]", made: Recorded[list[Tensor]]) -> list[Batch]:
-        draws = self._draws(step, self._rows(step)[0])
-        numbers = [self.index(step), *(draw(draws) for draw in tape)]
+        numbers: list[NDArray[np.generic]] = [self.index(step)]
+        if tape:
+            draws = self._draws(step, self._rows(step)[0])
+            numbers += [draw(draws) for draw in tape]
         images, labels, targets = made(*map(torch.from_numpy, numbers))
         return [Batch(images, labels, targets, self.parts[0])]
 
