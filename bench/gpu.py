@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.faults.report import machine
+from bench.measure import machine
 
 ROOT = Path(__file__).parent.parent
 SCRIPT_SECONDS = 120  # at most, of each record script: 40 to compile, 2 a run

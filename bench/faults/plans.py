@@ -17,6 +17,7 @@ from torch.amp.grad_scaler import GradScaler
 from pipeline.data.augment import AUGMENTATIONS, MIXES
 from pipeline.data.batches import Batch, Images, TrainBatches
 from pipeline.data.shards import Shards
+from pipeline.runtime.watch import Marks
 from pipeline.runtime.world import World
 
 CLASSES = 3
@@ -72,6 +73,7 @@ class One:
     played: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     dtype: torch.dtype = torch.float64
+    marks: Marks = field(default_factory=Marks)
     exchanged: list[bool] = field(default_factory=list)  # for each part, whether the gradient was
 
     @property
@@ -100,8 +102,8 @@ class One:
         self.exchanged.append(last)
         yield
 
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()  # type: ignore[no-untyped-call]
+    def backward(self, losses: Tensor, weights: Tensor) -> None:
+        losses.backward(weights)  # type: ignore[no-untyped-call]
 
     def exchange(self) -> None: ...
 

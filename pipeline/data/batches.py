@@ -27,6 +27,7 @@ from pipeline.runtime.recorded import Recorded, Recorder, Varies, to_device
 from pipeline.runtime.signals import die_with_parent
 from pipeline.runtime.world import World
 
+WHOLE = (slice(None),)
 ORDER, AUGMENT, MIX, IMAGE = 0, 1, 2, 3  # what a random stream is for
 LARGE = 1_000_000  # images, of which to draw an order takes longer than a step
 
@@ -36,7 +37,7 @@ class Batch:
     images: Tensor  # float [B, C, H, W], normalised
     labels: Tensor  # int64 [B], of the images themselves
     targets: Tensor  # what is to be learnt: the labels, or where images are mixed float [B, K]
-    parts: Sequence[slice] = (slice(None),)  # to be taken one after the other
+    parts: Sequence[slice] = WHOLE  # to be taken one after the other
 
 
 Augmentation = Callable[[Tensor, "Draws"], Tensor]  # uint8 [B, C, H, W] -> uint8 [B, C, h, w]
@@ -145,10 +146,13 @@ class Images:
             taken[torch.from_numpy(rows)] = self.parts[k][torch.from_numpy(index[rows] - self.starts[k])]
         return taken
 
-    def batch(self, taken: Tensor, index: NDArray[np.int64], change: Callable[[Tensor], Tensor] = lambda images: images) -> Batch:
+    def batch(
+        self, taken: Tensor, index: NDArray[np.int64], change: Callable[[Tensor], Tensor] | None = None, parts: Sequence[slice] = WHOLE
+    ) -> Batch:
         """Rows `taken` on the device, changed by `change`, then normalised."""
-        labels = self._world.to_device(self.labels[torch.from_numpy(index)])
-        return Batch(self._normalised(change(self._world.to_device(taken))), labels, labels)
+        labels = self._world.to_device(self.labels.index_select(0, torch.from_numpy(index)))
+        there = self._world.to_device(taken)
+        return Batch(self._normalised(change(there) if change else there), labels, labels, parts)
 
     def batch_there(self, index: Tensor, change: Callable[[Tensor], Tensor]) -> Batch:
         """The same of rows `index` [B] on the device, where the split is one tensor."""
@@ -258,16 +262,16 @@ class TrainBatches(Dataset[Tensor]):
 
     def _batches(self, step: int, taken: Tensor, tape: list[Draw] | None = None) -> list[Batch]:
         rows = self._rows(step)
-        each = zip(rows, self._own, torch.split(taken, [len(r) for r in rows]), self.parts, strict=True)
-        return [dataclasses.replace(self._batch(step, r, len(own), images, tape), parts=parts) for r, own, images, parts in each]
+        each = torch.split(taken, [len(r) for r in rows]) if len(rows) > 1 else [taken]
+        return [self._batch(step, shard, rows[shard], images, tape) for shard, images in enumerate(each)]
 
-    def _batch(self, step: int, rows: NDArray[np.int64], own: int, taken: Tensor, tape: list[Draw] | None) -> Batch:
+    def _batch(self, step: int, shard: int, rows: NDArray[np.int64], taken: Tensor, tape: list[Draw] | None) -> Batch:
         index = global_index(len(self._images), self._batch_size, self._seed, step)[rows]
         if not (self._augment or self._mix):
-            return self._images.batch(taken, index)
+            return self._images.batch(taken, index, parts=self.parts[shard])
         draws = dataclasses.replace(self._draws(step, rows), tape=tape)
-        batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws))
-        return self._mixed(batch, draws, own) if self._mix else batch
+        batch = self._images.batch(taken, index, functools.partial(self._augmented, draws=draws), self.parts[shard])
+        return self._mixed(batch, draws, len(self._own[shard])) if self._mix else batch
 
     def _draws(self, step: int, rows: NDArray[np.int64]) -> Draws:
         index = global_index(len(self._images), self._batch_size, self._seed, step)[rows]
@@ -291,7 +295,8 @@ class TrainBatches(Dataset[Tensor]):
             images = mixed.where((drawn == k)[:, None, None, None], images)
             shares = share_of.to(self._dtype).where(drawn == k, shares)
         targets = (batch.labels[:, None] == torch.arange(self._classes, device=self._device)).to(self._dtype)
-        return Batch(images, batch.labels[:own], targets[:own] * shares[:, None] + targets[own:] * (1 - shares)[:, None])
+        targets = targets[:own] * shares[:, None] + targets[own:] * (1 - shares)[:, None]
+        return Batch(images, batch.labels[:own], targets, batch.parts)
 
 
 def eval_batches(images: Images, world: World, *, batch_size: int) -> Iterator[Batch]:

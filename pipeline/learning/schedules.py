@@ -38,6 +38,8 @@ def rate(schedule: Callable[[Moment], float], at: Moment, *, warmup: float, by: 
     rise = round(warmup * at.per_epoch)
     if rise and rise >= at.steps:
         raise ConfigError(f"train.warmup: {warmup:g} epochs are {rise} steps, and the training has {at.steps}; give fewer epochs")
+    if not rise and by == "step":
+        return schedule(at)
     after = replace(at, steps=at.steps - rise)
     if at.step < rise:
         return schedule(replace(after, step=0, history=())) * (at.step + 1) / rise

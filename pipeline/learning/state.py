@@ -60,6 +60,11 @@ class TrainState:
             else:
                 group["lr"] = rate * group["factor"]
 
+    def forget_gradients(self) -> None:
+        for group in self.groups:
+            for parameter in group["params"]:
+                parameter.grad = None
+
     def means(self, total: Callable[[Sequence[Tensor]], Tensor]) -> dict[str, float]:
         """Of the tallies, which begin anew; `total` adds over all virtual processes."""
         means = Tally(total([tally.sums for tally in self.tallies])).means()
@@ -86,8 +91,7 @@ class TrainState:
     def leave_out(self, before: Sequence[Tensor]) -> None:
         """Make this step one that changes nothing; `before` is a copy of what was `volatile` then."""
         torch._foreach_copy_(self.volatile(), list(before))
-        for optimizer in self.optimizers:
-            optimizer.zero_grad()
+        self.forget_gradients()
         self.scaler.update()
         self.step += 1
 

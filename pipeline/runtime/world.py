@@ -305,7 +305,9 @@ class World:
         self.marks.at("forward")
         if self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, AUTOCAST.get(self._precision), enabled=self._precision in AUTOCAST):
+        if self._precision not in AUTOCAST:
+            return model(images)  # type: ignore[no-any-return]
+        with torch.autocast(self.device.type, AUTOCAST[self._precision]):
             logits: Tensor = model(images)
         return logits.to(self.dtype)
 
@@ -313,16 +315,15 @@ class World:
         """Keeps small gradients of float16 above zero; for other precisions it does nothing."""
         return GradScaler(self.device.type, enabled=self._precision == "fp16")
 
-    @contextlib.contextmanager
-    def micro_batch(self, model: nn.Module, *, last: bool) -> Iterator[None]:
+    def micro_batch(self, model: nn.Module, *, last: bool) -> contextlib.AbstractContextManager[None]:
         """Forward and backward of one part of a batch; the gradient exchange waits for the last."""
         strategies.synchronise_when(last, model)
-        with contextlib.nullcontext() if last else self._accelerator.no_sync(model):
-            yield
+        return contextlib.nullcontext() if last else self._accelerator.no_sync(model)
 
-    def backward(self, loss: Tensor) -> None:
+    def backward(self, losses: Tensor, weights: Tensor) -> None:
+        """Of the sum of `losses` [B] times `weights` [B]."""
         self.marks.at("backward")
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses.backward(weights)  # type: ignore[no-untyped-call]
 
     def agree_on_overflow(self, scaler: GradScaler, optimizers: Sequence[torch.optim.Optimizer]) -> None:
         """A step in which one optimizer, or one process's shard, has overflowed is one that all skip."""

@@ -110,7 +110,7 @@ def steps(
             raise Varies(f"train.optimizer={recipe.config.optimizer.name} takes its rate from the host")
         each = batches.replayed(here, last, recorders[0])
         work = functools.partial(learn, state, recipe, world, batches.parts[0])
-        learnt = Recorded(work, recorders[1], world.device, forget=state.model.zero_grad, what="a step")
+        learnt = Recorded(work, recorders[1], world.device, forget=state.forget_gradients, what="a step")
     except Varies as why:
         say(f"train: a step is launched piece by piece, not as one: {why}")
         return batches.steps(here, last, workers), None
@@ -148,7 +148,8 @@ def update(
             state.leave_out(before)
             return False
         descend(state, recipe)
-    state.fold(recipe.share(recipe.moment(state)))
+    if recipe.config.average:
+        state.fold(recipe.share(recipe.moment(state)))
     state.step += 1
     return True
 
@@ -172,7 +173,7 @@ def find_gradients(state: TrainState, batches: Sequence[Batch], recipe: "Recipe"
                 with world.micro_batch(state.model, last=rows is batch.parts[-1]):
                     logits = world.forward(state.model, batch.images[rows])
                     losses = recipe.loss(logits, batch.targets[rows])
-                    world.backward(state.scaler.scale(losses.sum() * (world.virtual / recipe.batch_size)))
+                    world.backward(losses, state.scaler.scale(losses.new_full(losses.shape, world.virtual / recipe.batch_size)))
                 tally.add(logits, batch.labels[rows], losses)
     world.exchange()
     world.marks.at("optimizer")
@@ -187,7 +188,7 @@ def descend(state: TrainState, recipe: "Recipe") -> None:
         nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
-        optimizer.zero_grad()
+    state.forget_gradients()
     state.scaler.update()
 
 
