@@ -12,7 +12,7 @@ from bench.faults.plan import PROPERTIES, Property
 from bench.faults.plans import Plan, plans
 from pipeline.data import batches
 from pipeline.runtime.world import World
-from pipeline.stages import train
+from pipeline.stages.update import update
 
 CASES = 150
 UNEVEN = Plan(examples=23, batch_size=11, size=2, played=1, parts=3, seed=5, step=9, eval_batch_size=7)
@@ -70,8 +70,8 @@ def by_means(update: Callable[..., object]) -> Callable[..., None]:
         (batches, "eval_rows", padded, plan.evaluation_counts_every_image_once),
         (batches, "_order", drawn_with_replacement, plan.each_epoch_has_every_image_once),
         (batches, "random", with_a_position(batches.random), plan.going_on_at_any_step_is_going_through),
-        (plan, "update", by_means(train.update), plan.every_image_weighs_one_in_the_batch),
-        (plan, "update", by_means(train.update), plan.the_gradient_is_that_of_the_mean),
+        (plan, "update", by_means(update), plan.every_image_weighs_one_in_the_batch),
+        (plan, "update", by_means(update), plan.the_gradient_is_that_of_the_mean),
     ],
 )
 def test_a_plan_that_is_wrong_is_noticed(monkeypatch: pytest.MonkeyPatch, place: Any, name: str, wrong: Any, violated: Property) -> None:

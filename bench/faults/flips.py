@@ -40,7 +40,7 @@ from pipeline.plan import check, prepared, status
 from pipeline.runtime import files
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.world import World
-from pipeline.stages.train import Recipe, initial_state
+from pipeline.stages.recipe import Recipe, initial_state
 
 CASES = 1000
 WHOLE_WAY = 21  # one case in so many; no multiple of the number of targets

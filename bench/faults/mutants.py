@@ -45,12 +45,13 @@ class Mutant:
 
 
 CHECKPOINTS, FILES = ("tests/test_state.py",), ("tests/test_files.py",)
-PLAN, DISK, STATE, BATCHES, TRAIN = (
+PLAN, DISK, STATE, BATCHES, TRAIN, UPDATE = (
     "tests/test_batch_plan.py",
     "runtime/files.py",
     "learning/state.py",
     "data/batches.py",
     "stages/train.py",
+    "stages/update.py",
 )
 WORLDS = "tests/test_world_size.py::test_same_curve_weights_and_counts[two processes]"
 SPLITS = "tests/test_splits.py"
@@ -97,9 +98,9 @@ MUTANTS = (
     Mutant("moments are not restored", STATE, '"state": tensors}', '"state": {}}', CHECKPOINTS),
     Mutant("the scaler is not saved", STATE, '"scaler": state.scaler.state_dict()', '"scaler": {"scale": 2.0**16}', CHECKPOINTS),
     Mutant("the average is left in the weights", STATE, "value.copy_(before[name])", "pass", CHECKPOINTS),
-    Mutant("the mean of means", TRAIN, "losses.sum() * (", "losses.mean() / len(batch.parts) + 0 * losses.sum() * (", WEIGHS),
-    Mutant("the mean over processes is not undone", TRAIN, "/ recipe.batch_size)))", "/ recipe.batch_size / world.size)))", WEIGHS),
-    Mutant("the last part is not exchanged", TRAIN, "rows is batch.parts[-1]", "rows is batch.parts[0]", WEIGHS),
+    Mutant("the mean of means", UPDATE, "world.virtual / recipe.batch_size", "1 / len(losses) / len(batch.parts)", WEIGHS),
+    Mutant("the mean over processes is not undone", UPDATE, "/ recipe.batch_size)))", "/ recipe.batch_size / world.size)))", WEIGHS),
+    Mutant("the last part is not exchanged", UPDATE, "rows is batch.parts[-1]", "rows is batch.parts[0]", WEIGHS),
     Mutant("the order depends on the rank", BATCHES, "= batch_size, seed, steps,", "= batch_size, seed + world.rank, steps,", WEIGHS),
     Mutant(
         "each process draws its own augmentation",
@@ -127,7 +128,7 @@ MUTANTS = (
     Mutant("dropout is the same in every step", "runtime/world.py", "{seed}/{step}/", "{seed}/0/", ("tests/test_batches.py",)),
     Mutant(
         "the schedule steps once a process",
-        TRAIN,
+        "stages/recipe.py",
         "Moment(state.step,",
         'Moment(state.step * int(__import__("os").environ.get("WORLD_SIZE", 1)),',
         (WORLDS,),

@@ -56,7 +56,7 @@ def breaks(rank: int, case: Case) -> None:
     from pipeline.runtime.world import World
     from pipeline.stages import train
 
-    real_update, real_forward, broken = train.update, World.forward, False
+    real_update, real_forward, broken = train.update, World.forward, False  # type: ignore[attr-defined]
 
     def update(state: Any, *rest: Any) -> bool:
         nonlocal broken
@@ -73,14 +73,14 @@ def breaks(rank: int, case: Case) -> None:
             hook.register_hook(lambda gradient: gradient * case.value)
         return logits
 
-    train.update, World.forward = update, forward  # type: ignore[assignment, method-assign]
+    train.update, World.forward = update, forward  # type: ignore[assignment, attr-defined, method-assign]
 
 
 def leaves_out(_: int, step: int) -> None:
     """The reference: a training to which that step was never shown."""
     from pipeline.stages import train
 
-    real = train.update
+    real = train.update  # type: ignore[attr-defined]
 
     def update(state: Any, *rest: Any) -> bool:
         if state.step != step:
@@ -88,7 +88,7 @@ def leaves_out(_: int, step: int) -> None:
         state.step += 1
         return False
 
-    train.update = update  # type: ignore[assignment]
+    train.update = update  # type: ignore[assignment, attr-defined]
 
 
 def run(folder: Path, case: Case, before: Any) -> Ended:

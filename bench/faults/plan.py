@@ -24,7 +24,8 @@ from pipeline.data import batches
 from pipeline.data.batches import Images
 from pipeline.learning.metrics import Tally
 from pipeline.learning.state import TrainState
-from pipeline.stages.train import Recipe, update
+from pipeline.stages.recipe import Recipe
+from pipeline.stages.update import update
 
 CASES = 10_000
 

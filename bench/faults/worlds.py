@@ -65,7 +65,7 @@ def note_images(folder: Path, rank: int) -> None:
     from pipeline.runtime.world import World
     from pipeline.stages import train
 
-    update, forward = train.update, World.forward
+    update, forward = train.update, World.forward  # type: ignore[attr-defined]
     step = -1
 
     def noting_update(state: Any, *more: Any) -> bool:
@@ -80,7 +80,7 @@ def note_images(folder: Path, rank: int) -> None:
                 file.writelines(json.dumps([step, hashlib.sha256(image.numpy().tobytes()).hexdigest()]) + "\n" for image in images)
         return forward(self, model, images)
 
-    train.update, World.forward = noting_update, noting_forward  # type: ignore[method-assign,assignment]
+    train.update, World.forward = noting_update, noting_forward  # type: ignore[assignment, attr-defined, method-assign]
 
 
 def seen(folder: Path) -> Seen:

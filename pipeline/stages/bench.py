@@ -28,8 +28,10 @@ from pipeline.runtime.runner import Workspace
 from pipeline.runtime.watch import Marks
 from pipeline.runtime.world import AUTOCAST, World
 from pipeline.stages.artifacts import PreparedData
+from pipeline.stages.recipe import Recipe, initial_state, normalisation
 from pipeline.stages.record import Record
-from pipeline.stages.train import Recipe, due, initial_state, normalisation, update
+from pipeline.stages.train import due
+from pipeline.stages.update import update
 
 SECONDS = 1.0  # for which each thing is measured
 WINDOWS = 5  # of a variant, each beside one of what it is compared with

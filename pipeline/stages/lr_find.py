@@ -18,8 +18,9 @@ from pipeline.runtime import files
 from pipeline.runtime.console import Progress, say
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import PreparedData, RateTest
+from pipeline.stages.recipe import Recipe, initial_state, normalisation
 from pipeline.stages.report import STYLE
-from pipeline.stages.train import Recipe, initial_state, normalisation, update
+from pipeline.stages.update import update
 
 STEPS, LOW, HIGH = 200, 1e-6, 10.0
 
