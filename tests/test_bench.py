@@ -94,7 +94,7 @@ def test_several_processes_are_measured_together(run: Run) -> None:
     ended = run(*COMMON, until="bench", processes=2, before=quick)
     assert ended.code == 0, ended.output
     assert ended.summary["processes"] == 2
-    assert "2 processes (ddp)" in ended.output
+    assert "2 processes (shared)" in ended.output
 
 
 def test_what_is_refused_is_told_with_its_reason(run: Run) -> None:
