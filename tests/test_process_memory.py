@@ -16,7 +16,7 @@ def step():
         torch.ones(megabytes << 18)
 
 {before}
-for _ in range(3):
+for _ in range(20):
     step()
 begun = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
