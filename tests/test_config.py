@@ -83,7 +83,13 @@ def test_an_option_is_added_to_the_default_choice() -> None:
 
 
 def test_checked_choices_have_all_their_options() -> None:
-    assert check(Config()).train.optimizer.options == {"momentum": 0.9, "nesterov": False, "weight_decay": 0.003, "decay": "all", "bias_lr": 1.0}
+    assert check(Config()).train.optimizer.options == {
+        "momentum": 0.9,
+        "nesterov": False,
+        "weight_decay": 0.003,
+        "decay": "all",
+        "bias_lr": 1.0,
+    }
 
 
 def test_no_is_a_name_and_on_is_one_too() -> None:
