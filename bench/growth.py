@@ -11,7 +11,6 @@ Prints a table an axis; keeps them in bench/results/growth.json, docs/growth.svg
 import argparse
 import json
 import math
-import os
 import resource
 import shutil
 import statistics
@@ -208,7 +207,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     place = RESULTS / "growth.json"
     kept: dict[str, Any] = json.loads(place.read_text()) if place.exists() else {"command": "python -m bench.growth", "axes": {}}
     for name in options.only:
-        here = {**machine(), "load": round(os.getloadavg()[0], 1)}
+        here = machine()
         rows = [measure(point, options.repeats, options.work) for point in AXES[name] if point.value <= options.most]
         kept["axes"][name] = {"n": options.repeats, "steps": STEPS - WARM, "machine": here, "rows": rows}
         place.write_text(json.dumps(kept, indent=1) + "\n")

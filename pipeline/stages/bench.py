@@ -197,7 +197,8 @@ def variants(config: Config, arm: Arm, images: int, cores: int) -> list[Variant]
     found = [Variant({"run": {"threads": count}}) for count in sorted({1, cores} - {arm.threads}) if cpu]
     if not arm.resident:
         found.append(Variant({"run": {"workers": 2 * (run.workers or 2)}}, data=True))
-    if not run.channels_last and any(isinstance(layer, nn.Conv2d) for layer in arm.state.model.modules()):
+    already = train.precision in AUTOCAST if run.channels_last is None else run.channels_last
+    if not already and any(isinstance(layer, nn.Conv2d) for layer in arm.state.model.modules()):
         found.append(Variant({"run": {"channels_last": True}}))
     if train.precision in ("no", "tf32"):
         found.append(Variant({"train": {"precision": "bf16"}, "run": {"channels_last": True}}, RECIPE))
