@@ -110,6 +110,13 @@ def _joined(function: Callable[[int], dict[str, Any]], rank: int, size: int, por
     dist.destroy_process_group()
 
 
+def always_with_onednn(rank: int) -> None:
+    """`before` of `begin`: let convolutions of all sizes be computed by the same kernels."""
+    from pipeline.runtime import world
+
+    world.SMALL_CONVOLUTIONS = 0.0
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))

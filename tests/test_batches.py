@@ -49,6 +49,7 @@ def test_any_step_can_be_asked_for_first() -> None:
 
 
 def test_the_order_of_the_next_epoch_is_drawn_ahead_and_is_the_same(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(batches, "SMALL", 1)  # a batch at a time, as of larger ones
     images = Images(split([60]), world, (0.5,) * 3, (0.2,) * 3)
     made = TrainBatches(images, world, batch_size=7, seed=9, steps=20, classes=60)
     expected = [batch.labels.tolist() for (batch,) in made.steps(0, 20)]
@@ -92,6 +93,23 @@ def test_shards_are_one_split(world: World) -> None:
     one = Images(Shards([np.concatenate(split([25, 1, 34]).images)], whole.labels.numpy()), world, [0.5] * 3, [0.5] * 3)
     index = np.array([59, 0, 25, 26, 24, 24])
     assert torch.equal(parts.take(index), one.take(index))
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_small_batches_made_as_one_are_those_made_alone(world: World, monkeypatch: pytest.MonkeyPatch, rank: int) -> None:
+    part = SimpleNamespace(shards=range(rank, rank + 1), virtual=2, device=world.device, dtype=world.dtype)
+    images = Images(split([50]), world, [0.5] * 3, [0.25] * 3)
+    made = TrainBatches(images, part, batch_size=9, seed=1, steps=99, classes=3, parts=2)  # type: ignore[arg-type]
+    monkeypatch.setattr(batches, "SMALL", 1)
+    alone = [batch for (batch,) in made.steps(3, 99)]
+    monkeypatch.setattr(batches, "SMALL", 40_000)
+    together = [batch for (batch,) in made.steps(3, 99)]
+    assert together[0].images.untyped_storage().data_ptr() == together[1].images.untyped_storage().data_ptr()
+    for one, other in zip(together, alone, strict=True):
+        assert torch.equal(one.images, other.images)
+        assert one.labels.tolist() == one.targets.tolist() == other.labels.tolist()
+        assert one.parts == other.parts
+        assert one.images.data_ptr() % 64 == 0, "kernels may add in another order where an image begins elsewhere"
 
 
 def test_workers_read_the_same_batches(world: World) -> None:

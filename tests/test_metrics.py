@@ -20,6 +20,17 @@ def test_a_tally_of_parts_is_the_tally_of_the_whole() -> None:
     assert means["accuracy"] == (LOGITS.argmax(1) == LABELS).double().mean().item()
 
 
+def test_a_tally_has_the_same_bits_whenever_it_is_looked_at() -> None:
+    losses = F.cross_entropy(LOGITS, LABELS, reduction="none") * 10.0 ** torch.arange(-8, 8).repeat(7)[:100]
+    looked_at, left_alone = Tally.zero(torch.device("cpu")), Tally.zero(torch.device("cpu"))
+    for first in range(0, 100, 4):
+        rows = slice(first, first + 4)
+        for tally in (looked_at, left_alone):
+            tally.add(LOGITS[rows], LABELS[rows], losses[rows])
+        assert looked_at.sums[0] == first + 4
+    assert left_alone.sums.tolist() == looked_at.sums.tolist()
+
+
 def test_the_confusion_matrix_counts_each_image_once_at_its_label() -> None:
     matrix = ANSWERS.confusion()
     assert matrix.sum(1).tolist() == LABELS.bincount().tolist()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY, Run
-from processes import launch
+from processes import always_with_onednn, launch
 
 NET = "train.model={name: resnet18, width: 4}"
 SHORT = ["train.steps=15", "train.lr=0.003"]
@@ -40,6 +40,21 @@ def test_the_curve_is_that_of_float64(run: Run, tmp_path: Path, exact: list[floa
     assert ended.code == 0, ended.output
     assert losses(tmp_path) == pytest.approx(exact, abs=tolerance)
     assert losses(tmp_path) != exact, "it was not computed in float64"
+
+
+def test_small_convolutions_go_without_onednn_and_the_curve_is_the_same(run: Run, tmp_path: Path) -> None:
+    small, large = run(*SHORT, until="train", in_folder="small"), run(*SHORT, until="train", in_folder="large", before=always_with_onednn)
+    assert small.code == large.code == 0, small.output
+    assert "no oneDNN" in small.output
+    assert "no oneDNN" not in large.output
+    assert losses(tmp_path / "small") == pytest.approx(losses(tmp_path / "large"), abs=1e-4)
+    assert losses(tmp_path / "small") != losses(tmp_path / "large")
+
+
+def test_gone_on_with_by_other_kernels_it_says_that_the_bits_are_others(run: Run) -> None:
+    assert run(*SHORT, until="train", stop_at=5).code == 75
+    ended = run(*SHORT, until="train", before=always_with_onednn)
+    assert "not to the bit as before: onednn False then, not set now" in ended.output
 
 
 @pytest.mark.soak

@@ -29,6 +29,8 @@ from pipeline.runtime.world import World
 
 WHOLE = (slice(None),)
 ORDER, AUGMENT, MIX, IMAGE = 0, 1, 2, 3  # what a random stream is for
+ALIGNED = 64  # bytes, to a multiple of which torch aligns a tensor in memory
+SMALL = 1 << 20  # bytes of the batches that are made as one
 LARGE = 1_000_000  # images, of which to draw an order takes longer than a step
 
 
@@ -38,6 +40,12 @@ class Batch:
     labels: Tensor  # int64 [B], of the images themselves
     targets: Tensor  # what is to be learnt: the labels, or where images are mixed float [B, K]
     parts: Sequence[slice] = WHOLE  # to be taken one after the other
+
+    def cut(self) -> "list[Batch]":
+        """Into its parts."""
+        if len(self.parts) == 1:
+            return [self]
+        return [Batch(self.images[rows], self.labels[rows], self.targets[rows]) for rows in self.parts]
 
 
 Augmentation = Callable[[Tensor, "Draws"], Tensor]  # uint8 [B, C, H, W] -> uint8 [B, C, h, w]
@@ -135,6 +143,11 @@ class Images:
     def __len__(self) -> int:
         return len(self.labels)
 
+    @property
+    def bytes_each(self) -> int:
+        """Of a normalised image."""
+        return int(np.prod(self.parts[0].shape[1:])) * self._scale.element_size() if self.parts else 0
+
     def take(self, index: NDArray[np.int64]) -> Tensor:
         """uint8 [B, C, H, W]: rows `index` [B], in that order, wherever they are kept."""
         if len(self.parts) == 1:
@@ -187,6 +200,27 @@ class TrainBatches(Dataset[Tensor]):
         self._own = [np.concatenate(parts) for parts in mine]
         self.parts = [_laid_end_to_end(parts) for parts in mine]  # of each virtual process
 
+    @property
+    def _together(self) -> int:
+        """Steps whose batches are made as one, since they are small and need nothing but to be taken and normalised.
+
+        Where in memory an image begins must not depend on it: kernels may add in another order there.
+        """
+        if self._augment or self._mix or len(self._own) > 1 or not self._images.resident:
+            return 1
+        each = len(self._own[0]) * self._images.bytes_each
+        return 1 if each % ALIGNED else max(1, SMALL // each)
+
+    def _many(self, first: int, last: int) -> Iterator[list[Batch]]:
+        """The batches of the steps `first` to `last` - 1, `_together` at a time."""
+        (own,), (parts,) = self._own, self.parts
+        for start in range(first, last, self._together):
+            count = min(self._together, last - start)
+            index = global_index(len(self._images), self._batch_size, self._seed, start, count).reshape(count, -1)[:, own].ravel()
+            made = self._images.batch(self._images.take(index), index)
+            for images, labels in zip(torch.split(made.images, len(own)), torch.split(made.labels, len(own)), strict=True):
+                yield [Batch(images, labels, labels, parts)]
+
     def _rows(self, step: int) -> list[NDArray[np.int64]]:
         """Of the global batch: those of each virtual process, followed by the partners to mix them with."""
         if not self._mix:
@@ -231,15 +265,18 @@ class TrainBatches(Dataset[Tensor]):
 
     def steps(self, first: int, last: int, workers: int = 0) -> Iterator[list[Batch]]:
         """Of steps `first` to `last` - 1 the batch of each virtual process; workers read ahead what is not on the device."""
-        if self._images.resident or workers == 0:
-            taken: Iterator[Tensor] = (self[step] for step in range(first, last))
+        if self._together > 1:
+            each = self._many(first, last)
+        elif self._images.resident or workers == 0:
+            each = (self._batches(step, self[step]) for step in range(first, last))
         else:
             loader = functools.partial(DataLoader, multiprocessing_context="fork", worker_init_fn=die_with_parent)
-            taken = iter(loader(self, batch_size=None, sampler=range(first, last), num_workers=workers))
+            taken = loader(self, batch_size=None, sampler=range(first, last), num_workers=workers)
+            each = (self._batches(step, images) for step, images in zip(range(first, last), taken, strict=True))
         with ThreadPoolExecutor(1, "order") as ahead:
-            for step, images in zip(range(first, last), taken, strict=True):
+            for step, batches in zip(range(first, last), each, strict=True):
                 self._look_ahead(step, last, ahead)
-                yield self._batches(step, images)
+                yield batches
 
     def _look_ahead(self, step: int, last: int, ahead: Executor) -> None:
         """Have the order of the next epoch drawn while this one begins: of ten million images it takes a second."""
@@ -330,9 +367,9 @@ def random(seed: int, position: int, purpose: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed, position], counter=[0, 0, 0, purpose]))
 
 
-def global_index(examples: int, batch_size: int, seed: int, step: int) -> NDArray[np.int64]:
-    """Rows [batch_size] of the split in global batch `step`."""
-    first, last = step * batch_size, (step + 1) * batch_size
+def global_index(examples: int, batch_size: int, seed: int, step: int, steps: int = 1) -> NDArray[np.int64]:
+    """Rows [steps * batch_size] of the split in global batch `step` and those that follow it."""
+    first, last = step * batch_size, (step + steps) * batch_size
     parts = []
     for epoch in range(first // examples, (last - 1) // examples + 1):
         start = epoch * examples

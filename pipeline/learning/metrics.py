@@ -1,26 +1,53 @@
 """What is measured: counts and sums over images, which add up over batches and processes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+SETTLE = 1024  # images that wait at most
+
 
 @dataclass
 class Tally:
-    """float64 [3] (float32 where the device has none): images, summed loss, hits."""
+    """float64 [3] (float32 where the device has none): images, summed loss, hits.
 
-    sums: Tensor
+    Small batches wait and are counted together, since counting one takes as long as a layer of a small net. Their losses
+    are added one batch after the other, so that the sum is the same however many have waited.
+    """
+
+    _sums: Tensor
+    _waiting: list[tuple[Tensor, Tensor, Tensor]] = field(default_factory=list)
+    _images: int = 0  # that wait
 
     @classmethod
     def zero(cls, device: torch.device) -> "Tally":
         return cls(torch.zeros(3, dtype=torch.float32 if device.type == "mps" else torch.float64, device=device))
 
-    @torch.no_grad()
+    @property
+    def sums(self) -> Tensor:
+        """With all that was added."""
+        self.settle()
+        return self._sums
+
     def add(self, logits: Tensor, labels: Tensor, losses: Tensor) -> None:
-        """Logits [B, K], labels [B], losses [B]; nothing waits for the device."""
-        hits = logits.argmax(1) == labels
-        self.sums += torch.stack([torch.ones_like(losses), losses, hits.to(losses.dtype)]).sum(1, dtype=self.sums.dtype)
+        """Logits [B, K], labels [B], losses [B], none of which may change from here on; nothing waits for the device."""
+        self._waiting.append((logits.detach(), labels, losses.detach()))
+        self._images += len(losses)
+        if self._images >= SETTLE:
+            self.settle()
+
+    def settle(self) -> None:
+        """Count what waits."""
+        if not self._waiting:
+            return
+        logits, labels, losses = zip(*self._waiting, strict=True)
+        images, loss, hits = self._sums
+        images += self._images
+        for each in losses:
+            loss += each.sum(dtype=loss.dtype)
+        hits += (torch.cat(logits).argmax(1) == torch.cat(labels)).sum()
+        self._waiting, self._images = [], 0
 
     def means(self) -> dict[str, float]:
         """Of each image; empty if there were none."""

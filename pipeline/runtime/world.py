@@ -35,6 +35,7 @@ from pipeline.runtime.watch import Marks
 
 WAIT = datetime.timedelta(hours=2)  # others wait this long while process 0 prepares the data
 ONE_THREAD_FLOPS = 1e9  # forward, a process and step; below it a second thread costs more than it brings
+SMALL_CONVOLUTIONS = 5e6  # FLOPs forward, of a process's batch; below it oneDNN's preparations cost more than its speed brings
 POLL = 10  # steps, at most, between asking all processes whether to stop
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -81,6 +82,7 @@ class World:
         self._reduction = None if shards is None else Reduction()
         self.is_main: bool = self.rank == 0
         self.device: torch.device = self._accelerator.device
+        self._without_onednn = False
         self._generators = [torch.default_generator]
         self._seeded: tuple[int, int, int] | None = None
         if self.device.type == "cuda":
@@ -126,6 +128,7 @@ class World:
             **({} if gpu else {"threads": torch.get_num_threads()}),
             **({"compile": self._run.compile} if self._run.compile != "no" else {}),
             **({"channels_last": True} if self._channels_last else {}),
+            **({"onednn": False} if self._without_onednn else {}),
         }
 
     def __str__(self) -> str:
@@ -136,7 +139,8 @@ class World:
         compiled = "" if self._run.compile == "no" else ", compiled"
         computed = "" if self._precision == "no" else f", in {self._precision}"
         layout = ", channels last" if self._channels_last else ""
-        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}"
+        small = ", no oneDNN" if self._without_onednn else ""
+        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}{small}"
 
     def _share_memory(self, *, one_machine: bool) -> None:
         """Sum through the memory of the machine from now on, if all processes are on one."""
@@ -164,8 +168,12 @@ class World:
                 dist.broadcast(tensor, 0)
         if self._channels_last:
             model = model.to(memory_format=torch.channels_last)
-        if self._fit_threads and self._flops(model, shape) * batch_size / self.size < ONE_THREAD_FLOPS:
+        convolutions, linear = self._flops(model, shape)
+        if self._fit_threads and (convolutions + linear) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
+        plain = self._precision in ("no", "tf32") and self._run.compile == "no" and not self._channels_last
+        small = 0 < convolutions * batch_size / self.virtual <= SMALL_CONVOLUTIONS
+        self._without_onednn = self.device.type == "cpu" and plain and small and not self.can_record  # a recorded step could not switch
         if self._reduction is not None and batch_norm == "sync" and strategies.batch_norms(model):
             raise ConfigError("train.batch_norm: shards of determinism=elastic know nothing of each other; use train.batch_norm=local")
         compiled = self._run.compile != "no"  # which knows how to go around torch's sum, and nobody else's
@@ -194,18 +202,27 @@ class World:
                 raise ConfigError("train.batch_norm: DataParallel's replicas know only local; use that, or run.strategy=ddp")
         return wrapped
 
-    def _flops(self, model: nn.Module, shape: tuple[int, ...]) -> int:
-        """Of one image's way forward, in convolutions and linear layers; torch's counter takes as long to import as Triton does."""
-        layers = [m for m in model.modules() if isinstance(m, nn.Linear | _ConvNd)]
-        outputs: list[int] = []
-        hooks = [m.register_forward_hook(lambda m, _, output: outputs.append(2 * output.numel() * m.weight[0].numel())) for m in layers]
+    def _flops(self, model: nn.Module, shape: tuple[int, ...]) -> tuple[int, int]:
+        """Of one image's way forward, in convolutions and in linear layers; torch's counter takes as long to import as Triton does."""
+        found = {_ConvNd: 0, nn.Linear: 0}
+
+        def count(kind: type[nn.Module], layer: nn.Module, output: Tensor) -> None:
+            weight = layer.get_parameter("weight")
+            found[kind] += 2 * output.numel() * weight.numel() // len(weight)
+
+        hooks = [
+            layer.register_forward_hook(lambda layer, _, output, kind=kind: count(kind, layer, output))
+            for layer in model.modules()
+            for kind in found
+            if isinstance(layer, kind)
+        ]
         training = model.training
         with torch.no_grad():
             model.eval()(torch.zeros(1, *shape, dtype=self.dtype, device=self.device))
         model.train(training)
         for hook in hooks:
             hook.remove()
-        return sum(outputs)
+        return found[_ConvNd], found[nn.Linear]
 
     def _distributed(self, model: nn.Module, shape: tuple[int, ...], images: int) -> nn.Module:
         """DDP with its buckets settled.
@@ -296,7 +313,13 @@ class World:
         self._seeded = None  # the numbers are used up
         if self._reduction is not None:
             self._reduction.begin(model)
-        yield
+        if self._without_onednn:
+            torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            if self._without_onednn:
+                torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
         if self._reduction is not None:
             self._reduction.take()
 

@@ -83,6 +83,7 @@ def update(
 def learn(state: TrainState, recipe: Recipe, world: World, parts: Sequence[slice], images: Tensor, labels: Tensor, targets: Tensor) -> None:
     """All that the device does in a step: what it reads are tensors, and no number in here is another in another step."""
     find_gradients(state, [Batch(images, labels, targets, parts)], recipe, world)
+    state.tallies[0].settle()  # the tensors are other batches' later
     descend(state, recipe)
 
 
@@ -93,12 +94,13 @@ def find_gradients(state: TrainState, batches: Sequence[Batch], recipe: Recipe, 
     """
     for shard, batch, tally in zip(world.shards, batches, state.tallies, strict=True):
         with world.playing(shard, state.model, seed=recipe.config.seed, step=state.step):
-            for rows in batch.parts:
-                with world.micro_batch(state.model, last=rows is batch.parts[-1]):
-                    logits = world.forward(state.model, batch.images[rows])
-                    losses = recipe.loss(logits, batch.targets[rows])
+            parts = batch.cut()
+            for part in parts:
+                with world.micro_batch(state.model, last=part is parts[-1]):
+                    logits = world.forward(state.model, part.images)
+                    losses = recipe.loss(logits, part.targets)
                     world.backward(losses, state.scaler.scale(losses.new_full(losses.shape, world.virtual / recipe.batch_size)))
-                tally.add(logits, batch.labels[rows], losses)
+                tally.add(logits, part.labels, losses)
     world.exchange()
     world.marks.at("optimizer")
     for optimizer in state.optimizers:
