@@ -5,7 +5,8 @@ prepared once and trained `--repeats` times, in processes of its own; medians ar
 anonymous (RssAnon) beyond what the process had before it began: pages of mapped files, which the kernel may drop, are told
 apart. On the axis of images the processes may have but 1 GB of it, however large the data (RLIMIT_DATA). --most leaves out larger points.
 
-Prints a table an axis; keeps them in bench/results/growth.json, docs/growth.svg and docs/performance.md.
+Prints a table an axis; keeps them in bench/results/growth.json, docs/growth.svg and docs/performance.md (which
+python -m bench.growth_page makes anew without measuring).
 """
 
 import argparse
@@ -27,7 +28,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import Field
 
-from bench.growth_page import show
+from bench.growth_page import table, write
 from bench.measure import RESULTS, machine
 
 LIMIT, ROOM = 1 << 30, 40 << 30  # bytes: of memory on the axis of images, and of disk
@@ -211,7 +212,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows = [measure(point, options.repeats, options.work) for point in AXES[name] if point.value <= options.most]
         kept["axes"][name] = {"n": options.repeats, "steps": STEPS - WARM, "machine": here, "rows": rows}
         place.write_text(json.dumps(kept, indent=1) + "\n")
-        show(kept, name)
+        print(f"\n{table(name, kept['axes'][name])}", flush=True)
+        write(kept)
     return 0
 
 

@@ -1,25 +1,29 @@
-"""What growth costs, as tables and curves: of bench/results/growth.json, for docs/performance.md."""
+"""What growth costs, of bench/results/growth.json, as tables and curves; anew without measuring: python -m bench.growth_page"""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
+from bench.measure import RESULTS
 from pipeline.stages.report import STYLE
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("prepare, s", "check, s", "open, ms", "first step, ms", "step, ms", "prepare, MB", "memory, MB", "mapped, MB", "peak RSS, MB")
 TIMES, MEMORY = ("prepare, s", "check, s", "first step, ms", "step, ms"), ("prepare, MB", "memory, MB", "mapped, MB")
 NAMES = {"images": "images", "classes": "classes", "size": "pixels a side", "parameters": "parameters", "processes": "processes"}
+SHORT = 30  # times the least that is the most of a short axis
 BEGIN, END = "<!-- by python -m bench.growth -->", "<!-- to here -->"
 
 
-def show(kept: Mapping[str, Any], name: str) -> None:
-    """Print the axis `name`; draw all, and put their tables into docs/performance.md, between its two marks."""
-    print(f"\n{table(name, kept['axes'][name])}", flush=True)
+def write(kept: Mapping[str, Any]) -> None:
+    """Draw all axes, and put their tables into docs/performance.md, between its two marks."""
     page = DOCS / "performance.md"
     head, _, rest = page.read_text().partition(BEGIN)
     tables = "\n\n".join(table(each, kept["axes"][each]) for each in NAMES if each in kept["axes"])
@@ -32,7 +36,7 @@ def table(name: str, axis: Mapping[str, Any]) -> str:
     """Markdown, with a last line that says how each figure grows: the power of the value by which it does, between the last two."""
     rows: Sequence[Mapping[str, Any]] = axis["rows"]
     machine = axis["machine"]
-    on = f"{machine['cores']} cores of {machine['cpu']}, torch {machine['torch']}, {machine['commit']}, load {machine['load']} before it"
+    on = f"{machine['cores']} cores of {machine['cpu']}, torch {machine['torch']}, load {machine['load']} before it"
     lines = [f"**{NAMES[name]}** (n = {axis['n']}, {axis['steps']} steps each; {on})", ""]
     lines += [f"| {' | '.join((NAMES[name], *COLUMNS))} |", "|" + " ---: |" * (1 + len(COLUMNS))]
     for row in rows:
@@ -57,10 +61,22 @@ def curves(axes: Mapping[str, Any]) -> Figure:
                 points = [(row["value"], row[what] * factor) for row in rows if row[what] > 0]
                 plot.plot(*zip(*points, strict=True), marker=".", linewidth=1.2, label=what.partition(",")[0])
             plot.set(xscale="log", yscale="log", xlabel=NAMES[name])
+            _label(plot, [row["value"] for row in rows], [row[what] for row in rows for what in columns if row[what] > 0])
             if column == 0:
                 plot.set_ylabel(title)
                 plot.legend(frameon=False, fontsize=7)
     return figure
+
+
+def _label(plot: Axes, values: Sequence[int], figures: Sequence[float]) -> None:
+    """Plain numbers on a short axis, where powers of ten are too few, and those between them too long: below, what was measured."""
+    if max(values) < 1000:
+        plot.set_xticks(values, [str(value) for value in values])
+        plot.xaxis.set_minor_locator(NullLocator())
+    if max(figures) < SHORT * min(figures):
+        plot.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        plot.yaxis.set_major_formatter("{x:g}")
+        plot.yaxis.set_minor_formatter(NullFormatter())
 
 
 def _power(before: Mapping[str, Any], last: Mapping[str, Any], column: str) -> str:
@@ -71,3 +87,7 @@ def _power(before: Mapping[str, Any], last: Mapping[str, Any], column: str) -> s
 
 def _short(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    write(json.loads((RESULTS / "growth.json").read_text()))

@@ -57,6 +57,15 @@ def test_a_table_says_by_which_power_a_figure_grows() -> None:
     def row(value: int, figure: float) -> dict[str, Any]:
         return {"value": value, **dict.fromkeys(growth_page.COLUMNS, figure)}
 
-    machine = {"cores": 4, "cpu": "a CPU", "torch": "2", "commit": "abc", "load": 0.5}
+    machine = {"cores": 4, "cpu": "a CPU", "torch": "2", "load": 0.5}
     text = growth_page.table("images", {"n": 3, "steps": 30, "machine": machine, "rows": [row(10, 1.0), row(100, 100.0)]})
     assert text.splitlines()[-1].startswith("| *power* | 2.00 |")
+
+
+def test_a_short_axis_is_labelled_with_what_was_measured() -> None:
+    rows = [{"value": value, **dict.fromkeys(growth_page.COLUMNS, value / 10)} for value in (1, 2, 4, 8)]
+    figure = growth_page.curves({"processes": {"rows": rows}})
+    figure.draw_without_rendering()
+    for plot in figure.axes:
+        shown = [label.get_text() for label in (*plot.get_xticklabels(), *plot.get_xticklabels(minor=True))]
+        assert shown == ["1", "2", "4", "8"]
