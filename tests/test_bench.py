@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from conftest import Run
 from processes import launch
+from recording import on_the_cpu
 
 from pipeline.config import Config
 from pipeline.stages.bench import advice
@@ -18,21 +19,21 @@ COMMON = ["run.trackers=[wandb]", "run.log_every=3", "run.checkpoint_every=4", "
 
 
 def quick(_: int) -> None:
-    from pipeline.stages import bench
+    from pipeline.stages import bench, bench_arm
 
-    bench.SECONDS, bench.ENOUGH = 0.02, 1000.0
+    bench_arm.SECONDS, bench.PEAK_SECONDS, bench.ENOUGH = 0.02, 0.005, 1000.0
 
 
 def stopped_while_measuring(_: int) -> None:
-    from pipeline.stages import bench
+    from pipeline.stages.bench_arm import Arm
 
-    real = bench.Arm.seconds
+    real = Arm.seconds
 
     def seconds(arm: Any, count: int) -> float:
         os.kill(os.getpid(), signal.SIGTERM)
         return real(arm, count)
 
-    bench.Arm.seconds = seconds  # type: ignore[assignment, method-assign]
+    Arm.seconds = seconds  # type: ignore[assignment, method-assign]
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,8 @@ def test_bench_tells_speed_waiting_parts_of_a_step_utilisation_and_memory(told: 
         "optimizer",
         "record",
     }
-    assert found["waits_for_data_seconds"] > 0
+    assert 0 < found["data_share"] < 1
+    assert not found["recorded"]
     assert 0 < found["utilisation"] < 1
     assert found["memory_bytes"] > 1e7
     for word in ("images/s", "data", "utilisation", "memory", "forward", "tried", "advice"):
@@ -65,7 +67,10 @@ def test_bench_tells_speed_waiting_parts_of_a_step_utilisation_and_memory(told: 
 
 def test_its_table_fits_80_columns_however_much_the_figures_vary(told: tuple[list[str], dict[str, Any], Path]) -> None:
     found = {**told[1], "images_per_second": 123456789.0, "step_seconds": 1234.5, "flops_per_second": 1.2345e7}
-    tried = [{**each, "images_per_second": 1e8, "times_as_fast": [0.001, 9.99, 1234.5]} for each in found["tried"]]
+    tried = [
+        {**each, "images_per_second": 1e8, "beside_images_per_second": 123456.0, "times_as_fast": [0.001, 9.99, 1234.5]}
+        for each in found["tried"]
+    ]
     for lines in (told[0], table(Config(), {**found, "tried": tried}).splitlines()):
         assert max(map(len, lines)) <= 80, lines
 
@@ -90,6 +95,31 @@ def test_operations_are_counted_as_the_layers_do_them(told: tuple[list[str], dic
     assert found["flops_per_image"] == 3 * forward - first
 
 
+def test_where_a_training_records_a_step_a_recorded_one_is_measured_and_its_parts_are_those_of_a_plain_one(run: Run) -> None:
+    ended = run(*COMMON, until="bench", before=recording)
+    assert ended.code == 0, ended.output
+    found = ended.summary
+    assert found["recorded"]
+    assert found["notes"] == ["train: a step is recorded and launched as one (run.cuda_graph=no: piece by piece)"]
+    assert all(found["phases_seconds"][phase] > 0 for phase in ("batch", "forward", "backward", "optimizer"))
+    assert "These are of steps launched piece by\npiece, which take longer" in ended.output
+
+
+def test_a_step_that_cannot_be_recorded_is_told_with_its_reason_and_may_be_tried_where_it_can(run: Run) -> None:
+    ended = run(*COMMON, "train.nonfinite=skip", until="bench", before=recording)
+    assert ended.code == 0, ended.output
+    assert not ended.summary["recorded"]
+    assert "train.nonfinite=skip looks into each step" in ended.output.replace("\n       ", " ")
+    plain = run(*COMMON, "run.cuda_graph=no", until="bench", before=recording)
+    assert not plain.summary["recorded"]
+    assert any(each["words"] == "run.cuda_graph=auto" for each in plain.summary["tried"])
+
+
+def recording(rank: int) -> None:
+    quick(rank)
+    on_the_cpu(rank)
+
+
 def test_several_processes_are_measured_together(run: Run) -> None:
     ended = run(*COMMON, until="bench", processes=2, before=quick)
     assert ended.code == 0, ended.output
@@ -107,7 +137,7 @@ def test_what_is_refused_is_told_with_its_reason(run: Run) -> None:
 def test_where_a_step_takes_long_nothing_else_is_tried(run: Run) -> None:
     ended = run(*COMMON, until="bench", before=out_of_time)
     assert ended.code == 0, ended.output
-    assert {each["refused"] for each in ended.summary["tried"]} == {"a step takes too long"}
+    assert {each["refused"] for each in ended.summary["tried"]} == {"not tried, since 0 s are over"}
 
 
 def out_of_time(rank: int) -> None:
@@ -156,9 +186,9 @@ def test_advice_is_what_was_faster_by_a_tenth_in_all_windows_but_one() -> None:
         tried("d=1", 2.0, 2.0, 2.1, data=True, note="look"),
         {"words": "e=1", "note": "", "data": False, "refused": "no"},
     ]
-    assert advice(seen, {"batch": 1.0, "forward": 3.0}) == [
-        "data take 25% of a step; d=1 is 2.0 x as fast (look)",
-        "a=1 is 1.2 x as fast",
+    assert advice(seen, 0.25) == [
+        "data take 25% of a step; d=1 is 2.00 x as fast (look)",
+        "a=1 is 1.20 x as fast",
     ]
 
 

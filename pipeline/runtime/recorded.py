@@ -77,6 +77,11 @@ class Recorded(Generic[T]):
         self._inputs: list[Tensor] = []
         self._found: Any = None
 
+    @property
+    def is_recorded(self) -> bool:
+        """Whether it is replayed from here on."""
+        return bool(self._inputs)
+
     def __call__(self, *inputs: Tensor) -> T:
         if self._plain_calls:
             self._plain_calls -= 1

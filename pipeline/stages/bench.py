@@ -1,17 +1,13 @@
 """What a training costs on this machine, and what would cost less: all of it measured here and now, nothing of it kept."""
 
 import contextlib
-import dataclasses
 import io
-import itertools
 import json
 import resource
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,25 +16,17 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline.config import Config, TrainConfig
-from pipeline.data.batches import Images
 from pipeline.errors import ConfigError
 from pipeline.learning import models
 from pipeline.learning.start import freeze
 from pipeline.runtime.runner import Workspace
-from pipeline.runtime.watch import Marks
 from pipeline.runtime.world import AUTOCAST, World
 from pipeline.stages.artifacts import PreparedData
-from pipeline.stages.recipe import Recipe, initial_state, normalisation
-from pipeline.stages.record import Record
-from pipeline.stages.train import due
-from pipeline.stages.update import update
+from pipeline.stages.bench_arm import Arm
 
-SECONDS = 1.0  # for which each thing is measured
-WINDOWS = 5  # of a variant, each beside one of what it is compared with
+PEAK_SECONDS = 0.25  # for which what the machine reaches is measured
 WORTH = 1.1  # times as fast: what is less may be chance
 ENOUGH = 30.0  # seconds, after which no other variant is begun
-ENDLESS = 10**9  # steps
-PHASES = ("batch", "forward", "backward", "exchange", "optimizer", "record")
 RECIPE = "another recipe, so look at the accuracy"
 
 Join = Callable[[Config], World]  # the world of the processes that are there, for another configuration
@@ -50,124 +38,41 @@ def bench(config: Config, data: PreparedData, space: Workspace, join: Join, core
     Files go where `space` is; `cores` are those that each process may use.
     """
     world, began = space.world, time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what a training tells
+    with contextlib.redirect_stdout(told := io.StringIO()), contextlib.redirect_stderr(io.StringIO()):  # what a training tells
         arm = Arm(config, data, world, space)
+        notes = [line for line in told.getvalue().splitlines() if line.startswith("train: ")]
         seconds = statistics.median(arm.seconds(arm.count) for _ in range(arm.windows))
-        waits = arm.phases(waiting=False)["batch"]
-        phases = arm.phases(waiting=True)
-        memory = _total(world, _memory(world))
+        loop = arm.phases()
+        memory = _total(world, _memory(world))  # before steps that are none of the training's
+        phases = arm.phases(plain=True) if arm.recorded else loop
         peak = _total(world, _peak(world, config.train.precision))
         tried = []
         for variant in variants(config, arm, data.counts["train"], cores):
             late = world.agree(time.perf_counter() - began) > ENOUGH
-            tried.append(
-                {**variant.facts, **({"refused": "a step takes too long"} if late else _try(variant, config, arm, data, space, join))}
-            )
+            facts = {"refused": f"not tried, since {ENOUGH:g} s are over"} if late else _try(variant, config, arm, data, space, join)
+            tried.append({**variant.facts, **facts})
         arm.close()
     speed, operations = arm.recipe.batch_size / seconds, _operations(config.train, data, arm.shape)
+    share = loop["batch"] / sum(loop.values())
     return {
         "how": str(world),
+        "notes": notes,
         "processes": world.size,
         "batch_size": arm.recipe.batch_size,
         "images_per_second": speed,
         "step_seconds": seconds,
-        "waits_for_data_seconds": waits,
-        "phases_seconds": phases,
+        "data_seconds": loop["batch"],
+        "data_share": share,
+        "recorded": arm.recorded,
+        "phases_seconds": phases,  # of plain steps if they are recorded
         "flops_per_image": operations,
         "flops_per_second": operations * speed,
         "peak_flops_per_second": peak,
         "utilisation": operations * speed / peak,
         "memory_bytes": memory,
         "tried": tried,
-        "advice": advice(tried, phases),
+        "advice": advice(tried, share),
     }
-
-
-@dataclass
-class Clock(Marks):
-    """The marks of the loop, and the seconds from each to the next."""
-
-    now: Callable[[], float] = time.perf_counter
-    since: float = 0.0
-    seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PHASES, 0.0))
-
-    def at(self, phase: str) -> None:
-        now = self.now()
-        if self.phase in PHASES:
-            self.seconds[self.phase] += now - self.since
-        self.since = now
-        super().at(phase)
-
-
-class Arm:
-    """One way to train, on its way: the loop of `train` but for validation, for as many steps as are asked for."""
-
-    def __init__(self, config: Config, data: PreparedData, world: World, space: Workspace) -> None:
-        self.world, self._run, self._stop = world, config.run, space.stop
-        nonfinite = "stop" if config.train.nonfinite == "stop" else "skip"  # there is nothing to go back to
-        train = config.train.model_copy(update={"steps": ENDLESS, "nonfinite": nonfinite})
-        self.recipe = Recipe.of(train, data)
-        images = Images(data.open("train"), world, *normalisation(train, data))
-        self.resident = images.resident
-        self.state, parts = initial_state(self.recipe, data, images, world)
-        batches = self.recipe.batches(images, data, world, parts)
-        self.shape = batches.first_shape()
-        self._batches = batches.steps(0, ENDLESS, config.run.workers)
-        space = dataclasses.replace(space, dir=Path(tempfile.mkdtemp(dir=space.dir)), open_world=lambda: world)
-        self._record = Record(space, self.state, steps=ENDLESS, batch_size=self.recipe.batch_size)
-        self.threads, self._tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
-        self._matmul = torch.get_float32_matmul_precision()
-        self._steps(2)  # memory is asked for, programs are compiled
-        seconds = world.agree(self.seconds(1))  # on every process, since all must take as many steps
-        self.windows = max(1, min(WINDOWS, int(SECONDS / seconds)))
-        self.count = max(1, int(SECONDS / seconds / self.windows))  # steps in each
-
-    def seconds(self, count: int) -> float:
-        """Of a step, over `count`, after one that brings back what another arm has driven out."""
-        torch.set_num_threads(self.threads)  # what belongs to the whole process, as this arm's world has set it
-        torch.backends.cudnn.allow_tf32 = self._tf32
-        torch.set_float32_matmul_precision(self._matmul)
-        self._steps(1)
-        self.world.synchronize()
-        began = time.perf_counter()
-        self._steps(count)
-        self.world.synchronize()
-        return (time.perf_counter() - began) / count
-
-    def speed(self) -> float:
-        """Images a second, over a window."""
-        return self.recipe.batch_size / self.seconds(self.count)
-
-    def phases(self, *, waiting: bool) -> dict[str, float]:
-        """Seconds a step in each; `waiting` for the device at the end of each, or not."""
-
-        def now() -> float:
-            if waiting:
-                self.world.synchronize()
-            return time.perf_counter()
-
-        count = self.windows * self.count
-        before, self.world.marks = self.world.marks, (clock := Clock(now=now))
-        self._steps(count)
-        clock.at("")
-        self.world.marks = before
-        return {phase: seconds / count for phase, seconds in clock.seconds.items()}
-
-    def close(self) -> None:
-        self._record.__exit__(None, None, None)
-
-    def _steps(self, count: int) -> None:
-        for batch in self.world.marks.each(itertools.islice(self._batches, count)):
-            lr = self.recipe.lr(self.state)
-            done = update(self.state, batch, self.recipe, lr, self.world)
-            self.world.marks.at("record")
-            self._record.step(done)
-            if due(self.state.step, self._run.log_every, ENDLESS):
-                self._record.training(lr)
-            if due(self.state.step, self._run.checkpoint_every, ENDLESS):
-                self._record.save(self._run.keep)
-            if self.world.stopping():
-                raise self._stop.interrupted("while measuring")
 
 
 @dataclass(frozen=True)
@@ -197,6 +102,8 @@ def variants(config: Config, arm: Arm, images: int, cores: int) -> list[Variant]
     found = [Variant({"run": {"threads": count}}) for count in sorted({1, cores} - {arm.threads}) if cpu]
     if not arm.resident:
         found.append(Variant({"run": {"workers": 2 * (run.workers or 2)}}, data=True))
+    if arm.world.can_record and run.cuda_graph == "no":
+        found.append(Variant({"run": {"cuda_graph": "auto"}}))
     already = train.precision in AUTOCAST if run.channels_last is None else run.channels_last
     if not already and any(isinstance(layer, nn.Conv2d) for layer in arm.state.model.modules()):
         found.append(Variant({"run": {"channels_last": True}}))
@@ -217,18 +124,21 @@ def _try(variant: Variant, config: Config, arm: Arm, data: PreparedData, space: 
         return {"refused": str(error).splitlines()[0]}
     speeds = [(other.speed(), arm.speed()) for _ in range(min(arm.windows, other.windows))]
     other.close()
-    return {"images_per_second": statistics.median(s for s, _ in speeds), "times_as_fast": [ours / base for ours, base in speeds]}
+    return {
+        "images_per_second": statistics.median(speed for speed, _ in speeds),
+        "beside_images_per_second": statistics.median(beside for _, beside in speeds),
+        "times_as_fast": [speed / beside for speed, beside in speeds],
+    }
 
 
-def advice(tried: Sequence[Mapping[str, Any]], phases: Mapping[str, float]) -> list[str]:
+def advice(tried: Sequence[Mapping[str, Any]], data_share: float) -> list[str]:
     """In words, of what was tried, whatever was faster by enough, and in all windows but one; the fastest first."""
-    taken = phases["batch"] / max(sum(phases.values()), 1e-9)
     faster = [each for each in tried if "refused" not in each and sorted(each["times_as_fast"])[:2][-1] > 1 and _times(each) >= WORTH]
 
     def said(each: Mapping[str, Any]) -> str:
-        reason = f"data take {taken:.0%} of a step; " if each["data"] else ""
+        reason = f"data take {data_share:.0%} of a step; " if each["data"] else ""
         note = f" ({each['note']})" if each["note"] else ""
-        return f"{reason}{each['words']} is {_times(each):.1f} x as fast{note}"
+        return f"{reason}{each['words']} is {_times(each):.2f} x as fast{note}"
 
     return [said(each) for each in sorted(faster, key=_times, reverse=True)]
 
@@ -271,7 +181,7 @@ def _peak(world: World, precision: str) -> float:
     best = 0.0
     for operations, work in works:
         times: list[float] = []
-        while sum(times) < SECONDS / 4 or len(times) < 3:  # the first of which are slow
+        while sum(times) < PEAK_SECONDS or len(times) < 3:  # the first of which are slow
             began = time.perf_counter()
             work()
             world.synchronize()
