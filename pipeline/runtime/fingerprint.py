@@ -3,12 +3,13 @@
 import ast
 import functools
 import hashlib
-import importlib.util
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 PACKAGE = __name__.partition(".")[0]
+ROOT = Path(__file__).parents[1]  # of the package
 
 
 def of_value(value: Any) -> str:
@@ -32,16 +33,17 @@ def of_modules(module: str) -> dict[str, str]:
     return found
 
 
+def of_sources(code: Mapping[str, str]) -> str:
+    """Of `code`, as `of_modules` gives it, and of the files of those modules as they are now, which need not be parsed for it."""
+    sources = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name in code if (path := _path(name)) is not None}
+    return of_value([code, sources])
+
+
 @functools.cache
 def _module(name: str) -> tuple[str, tuple[str, ...]] | None:
     """Digest and imports of one module, or None if `name` is not a module of this package."""
-    parts = name.split(".")
-    root = importlib.util.find_spec(PACKAGE)
-    if parts[0] != PACKAGE or root is None or root.origin is None:
-        return None
-    path = Path(root.origin).parent.joinpath(*parts[1:])
-    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
-    if not path.is_file():
+    path = _path(name)
+    if path is None:
         return None
     tree = ast.parse(path.read_bytes())
     imported = []
@@ -53,3 +55,13 @@ def _module(name: str) -> tuple[str, tuple[str, ...]] | None:
         elif isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node) is not None:
             node.body = node.body[1:] or [ast.Pass()]
     return hashlib.sha256(ast.dump(tree).encode()).hexdigest(), tuple(imported)
+
+
+def _path(name: str) -> Path | None:
+    """Where the module `name` of this package is, if it is one."""
+    parts = name.split(".")
+    if parts[0] != PACKAGE:
+        return None
+    path = ROOT.joinpath(*parts[1:])
+    path = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
+    return path if path.is_file() else None
