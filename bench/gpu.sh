@@ -16,7 +16,7 @@ bring)
     mkdir -p "$folder/wheels"
     python3 -m pip download --no-deps --only-binary=:all: --python-version "${PYTHON_VERSION:-3.12}" --implementation cp \
         --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-        --constraint constraints.txt -d "$folder/wheels" pydantic pydantic-core annotated-types typing-inspection
+        --constraint constraints.txt -d "$folder/wheels" pydantic pydantic-core annotated-types typing-inspection xxhash
     ;;
 run)
     site=$(mktemp -d)

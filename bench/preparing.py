@@ -2,8 +2,9 @@
 
 `pipeline prepare` of MNIST as 70,000 PNG and of CIFAR-10 as 60,000 JPEG in class folders, and of MNIST's IDX files, from process start to
 end, with the cores it kept busy; beside one pass of ImageFolder over the same files (what it does in every epoch, in one process as
-by default; imports are not counted). Then prepared data are opened: to be used (mapped into memory), and to be
-trusted (their sha256, which the runner asks for before each use). The files are written first, which is not counted.
+by default; imports are not counted). Then prepared data are opened, as at each start: found (by the configuration, the md5 of the raw
+files if they are there, and whether code has changed), checked (every byte, by its digest) and mapped into memory; and checked and
+mapped by themselves. The files are written first, which is not counted.
 """
 
 import argparse
@@ -86,13 +87,15 @@ def opening(source: str, data: Path, repeats: int) -> list[Row]:
         here = Path.cwd()
         os.chdir(folder)
         try:
-            found = prepared(check(load(None, [f"data.source={source}", f"data.root={data}"])))
+            config = check(load(None, [f"data.source={source}", f"data.root={data}"]))
+            found = prepared(config)
             manifest, _ = files.read_manifest(found.dir)
             assert manifest is not None
             outputs = manifest["outputs"]
             ways: dict[str, Callable[[], object]] = {
+                "found, checked and mapped": lambda: prepared(config).open("train"),
+                "checked": lambda: files.damage(found.dir, outputs),
                 "mapped": lambda: found.open("train"),
-                "checked by sha256": lambda: files.damage(found.dir, outputs),
             }
             return [_opened(f"open, {source}, {name}", way, repeats) for name, way in ways.items()]
         finally:

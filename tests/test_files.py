@@ -4,7 +4,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
+from xxhash import xxh3_128
 
 from pipeline.runtime import files
 from pipeline.runtime.journal import Journal, read
@@ -18,11 +20,16 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [tmp_path / "x"]
 
 
+@pytest.mark.parametrize("digests", ["both", "sha256 alone, as of older ones"])
 @pytest.mark.parametrize("harm", ["flip", "cut", "delete"])
-def test_damage_is_noticed_and_named(tmp_path: Path, harm: str) -> None:
+def test_damage_is_noticed_and_named(tmp_path: Path, harm: str, digests: str) -> None:
     for name in ("a", "b"):
         (tmp_path / name).write_bytes(b"0123456789" * 100)
     outputs = files.seal(tmp_path, ["a", "b"])
+    for listed in outputs.values():
+        assert listed.keys() == {"size", "sha256", "xxh3_128"}
+        if digests != "both":
+            del listed["xxh3_128"]
     assert files.damage(tmp_path, outputs) == ""
     content = bytearray((tmp_path / "b").read_bytes())
     if harm == "flip":
@@ -33,6 +40,17 @@ def test_damage_is_noticed_and_named(tmp_path: Path, harm: str) -> None:
     else:
         (tmp_path / "b").unlink()
     assert files.damage(tmp_path, outputs).startswith("b")
+
+
+def test_a_flip_of_any_bit_is_noticed(tmp_path: Path) -> None:
+    content = bytearray(np.random.default_rng(0).bytes(1000))  # in XXH3's long form, with an end that fills no block
+    (tmp_path / "a").write_bytes(content)
+    outputs = files.seal(tmp_path, ["a"])
+    for bit in range(8 * len(content)):
+        content[bit // 8] ^= 1 << bit % 8
+        assert xxh3_128(content).hexdigest() != outputs["a"]["xxh3_128"]
+        content[bit // 8] ^= 1 << bit % 8
+    assert xxh3_128(content).hexdigest() == outputs["a"]["xxh3_128"]
 
 
 def test_a_committed_folder_lists_what_it_holds(tmp_path: Path) -> None:

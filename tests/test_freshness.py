@@ -120,6 +120,25 @@ def test_code_that_changed_since_is_told(run: Run, tmp_path: Path) -> None:
     assert "fresh (code changed since: pipeline.data.images; --force prepare makes it again)" in run(until="prepare").output
 
 
+def test_a_comment_that_changed_since_is_no_change(run: Run, tmp_path: Path) -> None:
+    """The files are others, what they say is the same."""
+    run(until="prepare")
+    manifest, _ = files.read_manifest(tmp_path / "runs/tiny/prepare")
+    assert manifest is not None
+    files.write_manifest(tmp_path / "runs/tiny/prepare", {**manifest, "sources": "others"})
+    assert "prepare: fresh\n" in run(until="prepare").output
+
+
+def test_how_a_file_is_checked_is_no_change_of_content(run: Run, tmp_path: Path) -> None:
+    run(until="train")
+    manifest, _ = files.read_manifest(tmp_path / "runs/tiny/prepare")
+    assert manifest is not None
+    for listed in manifest["outputs"].values():
+        del listed["xxh3_128"]  # as of an artifact that was made before there was one
+    files.write_manifest(tmp_path / "runs/tiny/prepare", manifest)
+    assert "train: fresh\n" in run(until="train").output
+
+
 def test_two_runs_at_once_make_it_once(run: Run, tmp_path: Path) -> None:
     from processes import begin
 

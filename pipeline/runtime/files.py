@@ -1,7 +1,11 @@
-"""Files that are whole or absent: written aside, synced, renamed, and listed with their sha256.
+"""Files that are whole or absent: written aside, synced, renamed, and listed with their digests.
 
 A folder is whole when its `manifest.json`, written last, lists every file with its size and
-digest, and all of them agree. So does the manifest with the digest of itself that it holds.
+digests, and all of them agree. So does the manifest with the digest of itself that it holds.
+
+Of a file there are two: sha256, which names its content, and XXH3 (128 bits, Y. Collet), ten times as fast, by which it is
+checked before each use. That notices accidents as surely; neither is a guard against intent, for who can change a file can
+change the manifest beside it.
 """
 
 import contextlib
@@ -12,14 +16,18 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
+
+from xxhash import xxh3_128
 
 MANIFEST = "manifest.json"
 THREADS = 16  # which mostly wait for the disk
 TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE)  # of a disk, whatever is done to it
 
-Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex}
+Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex, "xxh3_128": hex}; older ones lack the last
+BLOCK = 1 << 18  # bytes that are read at once
 
 
 @contextlib.contextmanager
@@ -132,7 +140,11 @@ def seal(folder: Path, paths: Iterable[str]) -> Outputs:
 def _outputs(folder: Path, names: Sequence[str], pool: Executor) -> Outputs:
     def one(name: str) -> dict[str, Any]:
         with (folder / name).open("rb") as f:
-            return {"sha256": hashlib.file_digest(f, "sha256").hexdigest(), "size": f.tell()}
+            content, check = hashlib.sha256(), xxh3_128()
+            while block := f.read(BLOCK):
+                content.update(block)
+                check.update(block)
+            return {"sha256": content.hexdigest(), "size": f.tell(), "xxh3_128": check.hexdigest()}
 
     return dict(zip(names, pool.map(one, names), strict=True))
 
@@ -154,7 +166,7 @@ def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
             with (folder / name).open("rb") as f:
                 if os.fstat(f.fileno()).st_size != outputs[name]["size"]:
                     return f"{name} has the wrong size"
-                if hashlib.file_digest(f, "sha256").hexdigest() != outputs[name]["sha256"]:
+                if not _is_as_listed(f, outputs[name]):
                     return f"{name} has changed"
         except OSError as error:
             return f"{name}: {error.strerror}"
@@ -162,6 +174,12 @@ def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
 
     with ThreadPoolExecutor() as pool:  # hashing releases the interpreter's lock
         return next(filter(None, pool.map(check, outputs)), "")
+
+
+def _is_as_listed(file: BufferedReader, listed: Mapping[str, Any]) -> bool:
+    if "xxh3_128" in listed:
+        return hashlib.file_digest(file, xxh3_128).hexdigest() == str(listed["xxh3_128"])
+    return hashlib.file_digest(file, "sha256").hexdigest() == str(listed["sha256"])
 
 
 def begins_with(path: Path, start: Mapping[str, Any]) -> bool:

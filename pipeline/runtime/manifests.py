@@ -66,7 +66,8 @@ class Manifest(BaseModel):
     @property
     def digest(self) -> str:
         """Equal content keeps everything after it fresh, however it came about."""
-        return fingerprint.of_value([self.outputs, self.result])
+        content = {path: {"sha256": listed["sha256"], "size": listed["size"]} for path, listed in self.outputs.items()}
+        return fingerprint.of_value([content, self.result])
 
 
 @dataclass(frozen=True)
