@@ -178,7 +178,7 @@ class RunConfig(Section):
     device: Literal["auto", "cpu"] = "auto"
     strategy: Literal["auto", "ddp", "dp", "fsdp"] = "auto"
     compile: Literal["no", "inductor", "aot_eager"] = "no"  # by torch.compile, with this backend
-    channels_last: bool | None = None  # None: where it pays, with bf16 and fp16
+    channels_last: bool | None = None  # None: where it pays, with bf16 and fp16, and on a CPU but for small steps
     cuda_graph: Literal["auto", "no"] = "auto"  # record a step on a GPU and launch it as one, where that is possible
     time_limit: Duration | None = None  # of this start, as in 45m or 1h30m; then it stops with a checkpoint
     hang_timeout: Duration | None = timedelta(minutes=10)  # without progress in a loop; longer than any step, compilation and all

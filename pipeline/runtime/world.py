@@ -55,8 +55,6 @@ class World:
         """
         strategy = _strategy(run.strategy, launch.size)
         self.strategy = strategy if shards is None else "elastic"
-        self._channels_last = precision in AUTOCAST if run.channels_last is None else run.channels_last
-        self._channels_last &= strategy != "fsdp"  # which shards contiguous parameters only
         cpu = run.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         logging.getLogger("accelerate").setLevel(logging.ERROR)
         torch.set_num_threads(threads)
@@ -82,7 +80,11 @@ class World:
         self._reduction = None if shards is None else Reduction()
         self.is_main: bool = self.rank == 0
         self.device: torch.device = self._accelerator.device
-        self._without_onednn = False
+        faster = precision in AUTOCAST or (self.device.type == "cpu" and precision != "fp64" and run.compile == "no")
+        self._channels_last = faster if run.channels_last is None else run.channels_last
+        self._channels_last &= strategy != "fsdp"  # which shards contiguous parameters only
+        self._small = False
+        self.channels_last = self._now_channels_last = self._channels_last  # of training steps, and of what comes next
         self._generators = [torch.default_generator]
         self._seeded: tuple[int, int, int] | None = None
         if self.device.type == "cuda":
@@ -127,8 +129,8 @@ class World:
             "strategy": self.strategy,
             **({} if gpu else {"threads": torch.get_num_threads()}),
             **({"compile": self._run.compile} if self._run.compile != "no" else {}),
-            **({"channels_last": True} if self._channels_last else {}),
-            **({"onednn": False} if self._without_onednn else {}),
+            **({"channels_last": True} if self.channels_last else {}),
+            **({"onednn": False} if self._small else {}),
         }
 
     def __str__(self) -> str:
@@ -138,9 +140,8 @@ class World:
         threads = f", {count} thread{'s' * (count > 1)} each" if self.device.type == "cpu" else ""
         compiled = "" if self._run.compile == "no" else ", compiled"
         computed = "" if self._precision == "no" else f", in {self._precision}"
-        layout = ", channels last" if self._channels_last else ""
-        small = ", no oneDNN" if self._without_onednn else ""
-        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}{small}"
+        layout = ", no oneDNN" if self._small else ", channels last" if self.channels_last else ""
+        return f"{processes} ({self.strategy}{compiled}) on {name}{threads}{computed}{layout}"
 
     def _share_memory(self, *, one_machine: bool) -> None:
         """Sum through the memory of the machine from now on, if all processes are on one."""
@@ -166,14 +167,13 @@ class World:
         if self._exchange is not None:
             for tensor in model.state_dict().values():  # DDP does so by itself
                 dist.broadcast(tensor, 0)
-        if self._channels_last:
-            model = model.to(memory_format=torch.channels_last)
         convolutions, linear = self._flops(model, shape)
+        self._small = self._is_small(convolutions * batch_size / self.virtual)
+        self.channels_last = self._channels_last and not self._small and bool(convolutions or self._run.channels_last)
+        if self.channels_last:
+            model = model.to(memory_format=torch.channels_last)
         if self._fit_threads and (convolutions + linear) * batch_size / self.size < ONE_THREAD_FLOPS:
             torch.set_num_threads(1)
-        plain = self._precision in ("no", "tf32") and self._run.compile == "no" and not self._channels_last
-        small = 0 < convolutions * batch_size / self.virtual <= SMALL_CONVOLUTIONS
-        self._without_onednn = self.device.type == "cpu" and plain and small and not self.can_record  # a recorded step could not switch
         if self._reduction is not None and batch_norm == "sync" and strategies.batch_norms(model):
             raise ConfigError("train.batch_norm: shards of determinism=elastic know nothing of each other; use train.batch_norm=local")
         compiled = self._run.compile != "no"  # which knows how to go around torch's sum, and nobody else's
@@ -190,6 +190,12 @@ class World:
             self._gradients = Gradients(model)
         images = batch_norm if isinstance(batch_norm, int) else 2  # a pass has to have
         return self._distributed(model, shape, images) if self.strategy == "ddp" else model
+
+    def _is_small(self, flops: float) -> bool:
+        """Whether a step with so many in convolutions, forward, goes faster as written than by oneDNN and in its layout."""
+        plain = self._precision in ("no", "tf32") and self._run.compile == "no" and not self._run.channels_last
+        switches = self.device.type == "cpu" and not self.can_record  # a recorded step could not
+        return plain and switches and 0 < flops <= SMALL_CONVOLUTIONS
 
     def _data_parallel(self, model: nn.Module, batch_norm: str | int) -> nn.Module:
         wrapped = nn.DataParallel(model)
@@ -313,12 +319,14 @@ class World:
         self._seeded = None  # the numbers are used up
         if self._reduction is not None:
             self._reduction.begin(model)
-        if self._without_onednn:
+        self._now_channels_last = self.channels_last
+        if self._small:
             torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
         try:
             yield
         finally:
-            if self._without_onednn:
+            self._now_channels_last = self._channels_last
+            if self._small:
                 torch.backends.mkldnn.enabled = True  # type: ignore[assignment]
         if self._reduction is not None:
             self._reduction.take()
@@ -326,7 +334,7 @@ class World:
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Logits in the dtype of this world, computed in the chosen precision."""
         self.marks.at("forward")
-        if self._channels_last:
+        if self._now_channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         if self._precision not in AUTOCAST:
             return model(images)  # type: ignore[no-any-return]

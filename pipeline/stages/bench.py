@@ -104,8 +104,7 @@ def variants(config: Config, arm: Arm, images: int, cores: int) -> list[Variant]
         found.append(Variant({"run": {"workers": 2 * (run.workers or 2)}}, data=True))
     if arm.world.can_record and run.cuda_graph == "no":
         found.append(Variant({"run": {"cuda_graph": "auto"}}))
-    already = train.precision in AUTOCAST if run.channels_last is None else run.channels_last
-    if not already and any(isinstance(layer, nn.Conv2d) for layer in arm.state.model.modules()):
+    if not arm.world.channels_last and any(isinstance(layer, nn.Conv2d) for layer in arm.state.model.modules()):
         found.append(Variant({"run": {"channels_last": True}}))
     if train.precision in ("no", "tf32"):
         found.append(Variant({"train": {"precision": "bf16"}, "run": {"channels_last": True}}, RECIPE))
