@@ -18,8 +18,8 @@ from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.folder import RunFolder, write_status
 from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.mirror import Trackers
 from pipeline.runtime.runner import Runner, Workspace
-from pipeline.runtime.trackers import Trackers
 from pipeline.runtime.watch import AFTERWARDS, Watch
 from pipeline.summary import summarise
 

@@ -22,7 +22,7 @@ TINY = [
     "run.name=tiny",
     "run.log_every=5",
     "run.checkpoint_every=10",
-    "run.trackers=[signal]",
+    "run.trackers=[]",
     "run.threads=1",
 ]
 

@@ -19,7 +19,6 @@ CONTEXT.set_forkserver_preload(
         "torch.onnx",
         "onnxruntime",
         "onnxscript",
-        "wandb",
         "torchvision.models",
         "torchvision.transforms.v2",
         "pipeline.main",
@@ -117,6 +116,12 @@ def always_with_onednn(rank: int) -> None:
     world.SMALL_CONVOLUTIONS = 0.0
 
 
+def below(pid: int) -> list[int]:
+    """All that a process has started, and those in turn."""
+    found = [int(child) for children in Path(f"/proc/{pid}/task").glob("*/children") for child in children.read_text().split()]
+    return found + [further for child in found for further in below(child)]
+
+
 def free_port() -> int:
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
@@ -146,26 +151,18 @@ def _child(
 
 
 def _signal_when_logged(stop_at: int, kill_at: int) -> None:
-    """A tracker, `signal`, that has this process signalled by the kernel when a step is logged."""
+    """Have this process signalled by the kernel when a step has been told to the trackers."""
     import signal
 
-    from pipeline.runtime import trackers
+    from pipeline.runtime.mirror import Trackers
 
-    class Signal:
-        def __init__(self, *_: object) -> None: ...
+    log = Trackers.log
 
-        def log(self, step: int, values: object) -> None:
-            if step == stop_at:
-                os.kill(os.getpid(), signal.SIGUSR1)
-            if step == kill_at:
-                os.kill(os.getpid(), signal.SIGKILL)
+    def signalling(self: Trackers, step: int, values: Mapping[str, float]) -> None:
+        log(self, step, values)
+        if step == stop_at:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if step == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-        def results(self, *_: object) -> None: ...
-
-        def picture(self, *_: object) -> None: ...
-
-        def artifact(self, *_: object) -> None: ...
-
-        def close(self, exit_code: int) -> None: ...
-
-    trackers.TRACKERS["signal"] = Signal
+    Trackers.log = signalling  # type: ignore[method-assign]

@@ -11,8 +11,7 @@ from pipeline.runtime import files
 
 
 def configuration(folder: Path, *overrides: str) -> Config:
-    words = [w for w in TINY if "trackers" not in w]
-    return check(load(None, [*words, *overrides, f"run.folder={folder}/runs", f"run.artifacts={folder}/artifacts"]))
+    return check(load(None, [*TINY, *overrides, f"run.folder={folder}/runs", f"run.artifacts={folder}/artifacts"]))
 
 
 def why(folder: Path, *overrides: str) -> dict[str, str]:

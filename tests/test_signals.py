@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from cluster import until
 from conftest import TINY
-from processes import CONTEXT, begin
+from processes import CONTEXT, begin, below
 
 from bench.faults.launched import Trap, alive, start
 from bench.faults.signals import Case, play, strike, undisturbed
@@ -77,19 +77,13 @@ def _stuck(note: Path) -> None:
     time.sleep(1000)
 
 
-def test_the_service_of_wandb_ends_with_its_process(tmp_path: Path) -> None:
+def test_the_process_aside_and_the_service_of_wandb_end_with_the_process_that_trains(tmp_path: Path) -> None:
     (process,) = begin(tmp_path, ["train", *TINY, "run.trackers=[wandb]", "train.epochs=100000"])
     try:
         until(lambda: bool(list(tmp_path.glob("runs/tiny/wandb/offline-run-*/*.wandb"))), 60, lambda: "wandb was not told of anything")
-        started = _below(process.pid or 0)
+        started = below(process.pid or 0)
         assert started
     finally:
         process.kill()
         process.join()
-    until(lambda: not any(map(alive, started)), 10, lambda: f"of {started} some have outlived their process")
-
-
-def _below(pid: int) -> list[int]:
-    """All that a process has started, and those in turn."""
-    found = [int(child) for children in Path(f"/proc/{pid}/task").glob("*/children") for child in children.read_text().split()]
-    return found + [below for child in found for below in _below(child)]
+    until(lambda: not any(map(alive, started)), 5, lambda: f"of {started} some have outlived their process")

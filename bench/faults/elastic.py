@@ -31,7 +31,7 @@ NET = [
     "train.augment=[flip, {name: crop, padding: 1}, cutout]",
     "train.validate_every=0.5",
     "run.name=elastic",
-    "run.trackers=[signal]",
+    "run.trackers=[]",
     "run.threads=1",
 ]
 OPTIMIZERS = ("{name: sgd, momentum: 0.9}", "{name: adamw}")

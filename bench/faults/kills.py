@@ -29,7 +29,6 @@ from bench.faults.strikes import LAUNCHER, Strike
 SEED = 0
 AT_ONCE = 3  # cases
 PATIENCE = 5.0  # seconds after the kill, until which all must have ended
-PATIENCE_WITH_WANDB = 10.0  # for its service, which looks for its parent now and then: it is gone 4 to 6 s after it
 SOON = 180.0  # seconds, for what must end by itself
 TORCHRUN = 20  # every so many cases the real one
 
@@ -149,8 +148,7 @@ def struck(how: How, folder: Path) -> End:
         time.sleep(0.02)
     ended = time.time()
     at = mark.stat().st_mtime if mark.exists() else ended
-    waits = at + PATIENCE, at + PATIENCE_WITH_WANDB
-    while (left := launcher.left(folder)) and time.time() < max(waits[all(map(_is_of_wandb, left))], ended + 1):
+    while (left := launcher.left(folder)) and time.time() < max(at + PATIENCE, ended + 1):
         time.sleep(0.05)
     seconds, orphans = time.time() - at, list(map(launcher.described, left))
     launcher.end(left)
@@ -158,10 +156,6 @@ def struck(how: How, folder: Path) -> End:
         time.sleep(0.02)
         code()
     return End(mark.exists(), orphans, seconds)
-
-
-def _is_of_wandb(pid: int) -> bool:
-    return "/wandb/bin/" in launcher.described(pid)
 
 
 def _difference(folder: Path, code: int, whole: Whole) -> str:

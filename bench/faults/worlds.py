@@ -43,7 +43,7 @@ RECIPE = [
     "run.name=worlds",
     "run.log_every=5",
     "run.checkpoint_every=10",
-    "run.trackers=[signal]",
+    "run.trackers=[]",
     "run.threads=1",
 ]
 WAYS: dict[str, tuple[int, list[str]]] = {

@@ -24,7 +24,7 @@ from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, begun_before, commit, look
 
 if TYPE_CHECKING:
-    from pipeline.runtime.trackers import Trackers
+    from pipeline.runtime.mirror import Trackers
     from pipeline.runtime.world import World
 
 

@@ -1,14 +1,14 @@
 """Services that mirror the record; a run goes on without them. The only user of wandb.
 
-A tracker is opened by the main process at the first thing there is to tell.
+A tracker lives in a process aside (`aside`), at the first thing there is to tell.
 """
 
-import contextlib
 import netrc
 import os
 import re
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
@@ -22,15 +22,15 @@ from pipeline.runtime.console import say
 
 
 class Tracker(Protocol):
-    """What a service is told. A failure in here never reaches the training."""
+    """What a service is told; names of files hold until it is closed. A failure in here never reaches the training."""
 
     def log(self, step: int, values: Mapping[str, float]) -> None: ...
 
     def results(self, values: Mapping[str, float]) -> None: ...
 
-    def picture(self, name: str, path: Path) -> None: ...
+    def picture(self, name: str, path: str) -> None: ...
 
-    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None: ...
+    def artifact(self, name: str, kind: str, paths: Sequence[str], facts: Mapping[str, Any]) -> None: ...
 
     def close(self, exit_code: int) -> None: ...
 
@@ -59,7 +59,15 @@ class _WandB:
         self._mark = os.open(mark, os.O_RDWR | os.O_CREAT, 0o644)
         self._told = self._last = int(os.pread(self._mark, 20, 0) or -1)  # the last step told before a restart; and of all
         self._names: set[str] = set()  # what was told of the latter
-        settings = wandb.Settings(silent=True, console="off", init_timeout=10, finish_timeout=30, x_graphql_retry_max=1)
+        settings = wandb.Settings(
+            silent=True,
+            console="off",
+            init_timeout=10,
+            finish_timeout=30,
+            x_graphql_retry_max=1,
+            program=sys.argv[0],
+            x_stats_pid=os.getppid(),  # of the process that trains
+        )
         if mode == "auto":
             mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
 
@@ -98,17 +106,18 @@ class _WandB:
     def results(self, values: Mapping[str, float]) -> None:
         self._run.summary.update(dict(values))
 
-    def picture(self, name: str, path: Path) -> None:
-        self._run.log({name: self._wandb.Image(str(path))})
+    def picture(self, name: str, path: str) -> None:
+        self._run.log({name: self._wandb.Image(path)})
 
-    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None:
+    def artifact(self, name: str, kind: str, paths: Sequence[str], facts: Mapping[str, Any]) -> None:
         made = self._wandb.Artifact(name, type=kind, metadata=dict(facts))
         for path in paths:
-            made.add_file(str(path))
+            made.add_file(path)
         self._run.log_artifact(made, aliases=["best", "latest"])
 
     def close(self, exit_code: int) -> None:
         self._run.finish(exit_code=exit_code)
+        self._wandb.teardown(exit_code)  # its service writes the last of its file when it is told to end, and not before
         os.close(self._mark)
 
 
@@ -179,55 +188,3 @@ def _download(reference: str, folder: Path, *, cache: Path) -> None:
 
 
 TRACKERS: dict[str, Callable[..., Tracker]] = {"wandb": wandb}
-
-
-class Trackers:
-    """All trackers of the run as one; each is dropped, with a word, when it fails."""
-
-    def __init__(self, config: Config, folder: Path) -> None:
-        self._config, self._folder = config, folder
-        self.training = folder  # the artifact of the training that is told of, once it is known
-        self.ours: Callable[[], bool] = lambda: True  # whether this life of the run is still the one to tell
-        self._open: dict[str, Tracker] | None = None
-
-    def log(self, step: int, values: Mapping[str, float]) -> None:
-        self._tell(lambda tracker: tracker.log(step, values))
-
-    def results(self, values: Mapping[str, float]) -> None:
-        self._tell(lambda tracker: tracker.results(values))
-
-    def picture(self, name: str, path: Path) -> None:
-        self._tell(lambda tracker: tracker.picture(name, path))
-
-    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None:
-        self._tell(lambda tracker: tracker.artifact(name, kind, paths, facts))
-
-    def close(self, exit_code: int) -> None:
-        if self._open and self.ours():
-            self._tell(lambda tracker: tracker.close(exit_code))
-            self._open = None
-
-    def _tell(self, what: Callable[[Tracker], None]) -> None:
-        if not self.ours():
-            return
-        if self._open is None:
-            self._open = {}
-            for spec in self._config.run.trackers:
-                with _without_harm(spec.name):
-                    self._open[spec.name] = TRACKERS[spec.name](self._config, self._folder, self.training, **spec.options)
-        for name, tracker in list(self._open.items()):
-            with _without_harm(name) as failed:
-                what(tracker)
-            if failed:
-                del self._open[name]
-
-
-@contextlib.contextmanager
-def _without_harm(name: str) -> Iterator[list[Exception]]:
-    """The record is local; whatever a service's client raises, training goes on without it."""
-    failed: list[Exception] = []
-    try:
-        yield failed
-    except Exception as error:
-        failed.append(error)
-        say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}; going on without it")
