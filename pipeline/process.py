@@ -99,6 +99,8 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
     def on_stage(name: str, place: Path, done: bool) -> None:
         if name == "train":
             trackers.training = place
+            if not done:
+                trackers.begin()
         if folder is not None:
             folder.link(name, place, done)
 

@@ -6,6 +6,7 @@ trains is gone, however it went: the process aside tells the rest, and is gone `
 """
 
 import contextlib
+import ctypes
 import fcntl
 import json
 import os
@@ -30,6 +31,7 @@ EARLIER = 5.0  # seconds that the process aside of an earlier life, which was ki
 PATIENCE = 35.0  # seconds, at the end of a run; a client has 30 of them to finish
 ROOM = 2**24  # bytes that wait for a process that takes none
 NICE = 10  # where cores are few, those that train go first
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
 LASTING = sys.platform == "linux"  # which has names by descriptor
 
 
@@ -86,7 +88,7 @@ class Aside:
     def end(self) -> None:
         """Have it gone, whatever it does, if it is not already."""
         if self._process.poll() is None:
-            _kill_below(self._process.pid)
+            _kill(*_below(self._process.pid))
         self._process.kill()
         self._process.wait()
         for pipe in filter(None, (self._process.stdin, self._process.stdout)):
@@ -118,6 +120,8 @@ def main() -> None:
     os.dup2(2, 1)
     sys.stdout = said
     os.nice(NICE)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopt what a client's service leaves behind
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_receive, args=(pipe, lines), daemon=True).start()
     _, descriptor, training = sys.argv
@@ -153,16 +157,24 @@ def _receive(pipe: Any, lines: "queue.SimpleQueue[bytes]") -> None:
 
 
 def _leave(code: int) -> None:
-    _kill_below(os.getpid())
+    """End at once, with what clients have started: that looks for its parent now and then, but not often enough."""
+    _kill(*_below(os.getpid()))
     os._exit(code)
 
 
-def _kill_below(pid: int) -> None:
-    """End what clients have started in the process `pid`; it looks for its parent now and then, but not often enough."""
+def _below(pid: int) -> list[int]:
+    """All that a process has started or adopted, and those in turn."""
+    found: list[int] = []
     for children in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread, or a child, that has ended meanwhile
-            for child in children.read_text().split():
-                os.kill(int(child), signal.SIGKILL)
+        with contextlib.suppress(OSError):  # the thread has ended
+            found += map(int, children.read_text().split())
+    return found + [further for child in found for further in _below(child)]
+
+
+def _kill(*pids: int) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
 
 
 def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, training: Path) -> None:

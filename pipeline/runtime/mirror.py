@@ -23,6 +23,10 @@ class Trackers:
         self._aside: Aside | None = None
         self._held: dict[Path, int] = {}  # folders, by descriptor
 
+    def begin(self) -> None:
+        """Have the trackers opened, which takes them a while, before there is anything to tell."""
+        self._tell()
+
     def log(self, step: int, values: Mapping[str, float]) -> None:
         self._tell("log", step, values)
 
@@ -48,7 +52,8 @@ class Trackers:
             if self._aside is None:
                 self._aside = Aside(self.training)
                 self._aside.tell(self._line(sys.argv, self._config.model_dump(mode="json"), str(self._folder)))
-            self._aside.tell(self._line(*what))
+            if what:
+                self._aside.tell(self._line(*what))
             if last:
                 self._aside.finish()
         except OSError as error:

@@ -1,6 +1,6 @@
 """Services that mirror the record; a run goes on without them. The only user of wandb.
 
-A tracker lives in a process aside (`aside`), at the first thing there is to tell.
+A tracker lives in a process aside (`aside`), from when training begins, or else the first thing there is to tell.
 """
 
 import netrc
