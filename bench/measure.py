@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
 JPEG_COPY = "CIFAR-10 as a lossy JPEG copy, if it is not the official one: no figure here is one of CIFAR-10 itself"
+ALONE = ("failures", "seconds")  # columns
 Row = Mapping[str, Any]  # column -> figure
 T = TypeVar("T")
 
@@ -22,9 +23,9 @@ T = TypeVar("T")
 def keep(name: str, rows: Sequence[Row], **facts: Any) -> None:
     """Print `rows` of `python -m bench.<name>` as a Markdown table, and keep them as bench/results/<name>.json (dots as underscores).
 
-    `failures` of a row are for the file alone.
+    What `ALONE` names is for the file alone.
     """
-    columns = list(dict.fromkeys(column for row in rows for column in row if column != "failures"))
+    columns = list(dict.fromkeys(column for row in rows for column in row if column not in ALONE))
     print("\n| " + " | ".join(columns) + " |\n|" + " --- |" * len(columns))
     for row in rows:
         print("| " + " | ".join(str(row.get(column, "")) for column in columns) + " |")

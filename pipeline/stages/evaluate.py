@@ -43,14 +43,14 @@ def evaluate(config: EvaluateConfig, data: PreparedData, trained: TrainedModel, 
     measured = {name: measure(found, data.classes) for several in answered.values() for name, found in several.items()}
     if not all(math.isfinite(values["loss"]) for values in measured.values()):
         raise GateError("the loss of the trained weights is not a finite number; lower train.lr")
-    if space.world.is_main:
-        _keep({split: several[split] for split, several in answered.items()}, space)
-        _write(measured, data, trained, space)
     totals = {name: _numbers(values) for name, values in measured.items()}
     test, views = totals["test"], totals.get("test_views")
     right = round(test["images"] * test["accuracy"])
     besides = f", with views {views['accuracy']:.4f}" if views else ""
     say(f"evaluate: test accuracy {test['accuracy']:.4f} ({right} of {test['images']}), loss {test['loss']:.4f}{besides}")
+    if space.world.is_main:
+        _keep({split: several[split] for split, several in answered.items()}, space)
+        _write(measured, data, trained, space)
     if test["accuracy"] < config.min_accuracy:
         raise GateError(f"test accuracy {test['accuracy']:.4f} is below evaluate.min_accuracy={config.min_accuracy}")
     return Report(dir=space.dir, test=test, validation=totals.get("validation"))
