@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 RESULTS = Path(__file__).parent / "results"
 JPEG_COPY = "CIFAR-10 as a lossy JPEG copy, if it is not the official one: no figure here is one of CIFAR-10 itself"
-ALONE = ("failures", "seconds")  # columns
+ALONE = ("failures", "runs")  # columns
 Row = Mapping[str, Any]  # column -> figure
 T = TypeVar("T")
 

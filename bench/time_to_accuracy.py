@@ -107,7 +107,7 @@ def rows(name: str, race: Race, found: Mapping[str, list[Result]]) -> list[Row]:
             "test accuracy": f"{mean:.2%}{deviation}",
             "target": f"{race.target:.0%} {'reached' if mean >= race.target else 'missed'}",
             "n": len(results),
-            "seconds": [[round(s, 2) for s in each] for each in (training, seconds)],
+            "runs": [[round(s, 2) for s in each] for each in (training, seconds)],
         }
 
     return [one(arm, results) for arm, results in found.items()]
