@@ -19,7 +19,8 @@ from pipeline.data.augment.geometry import affine, alternating_flip, crop, cutou
 from pipeline.data.augment.mixes import cutmix, mixup
 from pipeline.data.augment.policies import rand_augment, trivial_augment
 from pipeline.data.augment.views import mirror, shift
-from pipeline.data.batches import AUGMENT, Draws, random
+from pipeline.data.batches import AUGMENT, random
+from pipeline.data.draws import Draws
 from pipeline.errors import ConfigError
 
 COUNT = 64

@@ -13,7 +13,8 @@ import torch
 from pipeline.config import RunConfig
 from pipeline.data import batches
 from pipeline.data.augment import AUGMENTATIONS, MIXES
-from pipeline.data.batches import AUGMENT, Draws, Images, TrainBatches, eval_batches, global_index, random, share
+from pipeline.data.batches import AUGMENT, Images, TrainBatches, eval_batches, global_index, random, share
+from pipeline.data.draws import Draws
 from pipeline.data.shards import Shards
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.world import World

@@ -12,7 +12,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.batches import Draws
+    from pipeline.data.draws import Draws
 
 Most = Annotated[float, Field(ge=0)]
 

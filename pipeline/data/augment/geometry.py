@@ -11,7 +11,7 @@ from pydantic import Field
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.batches import Draws
+    from pipeline.data.draws import Draws
 
 
 def flip(images: "Tensor", draws: "Draws", *, probability: Annotated[float, Field(ge=0, le=1)] = 0.5) -> "Tensor":

@@ -9,7 +9,7 @@ from pipeline.data.augment.geometry import within
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.batches import Draws
+    from pipeline.data.draws import Draws
 
 Alpha = Annotated[float, Field(gt=0)]
 

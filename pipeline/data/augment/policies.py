@@ -17,7 +17,7 @@ from pipeline.data.augment.geometry import affine
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from pipeline.data.batches import Draws
+    from pipeline.data.draws import Draws
 
 
 def _above_magnitude(bins: int, info: ValidationInfo) -> int:
