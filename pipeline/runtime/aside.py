@@ -29,6 +29,7 @@ from pipeline.runtime.trackers import TRACKERS, Tracker
 ALONE = 4.0  # seconds
 EARLIER = 5.0  # seconds that the process aside of an earlier life, which was killed just now, is waited for
 PATIENCE = 35.0  # seconds, at the end of a run; a client has 30 of them to finish
+TOGETHER = 0.1  # seconds in which what is told waits, to go as one
 ROOM = 2**24  # bytes that wait for a process that takes none
 NICE = 10  # where cores are few, those that train go first
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
@@ -61,12 +62,14 @@ class Aside:
         self._in, self._out = self._process.stdin.fileno(), self._process.stdout.fileno()
         os.set_blocking(self._in, False)
         os.set_blocking(self._out, False)
-        self._waiting, self._half = bytearray(), b""
+        self._waiting, self._half, self._told = bytearray(), b"", 0.0
 
     def tell(self, line: bytes) -> None:
         """Raises OSError if the process is gone, or has taken nothing for long."""
         self._waiting += line
-        self._go_on()
+        if (now := time.monotonic()) - self._told > TOGETHER:
+            self._told = now
+            self._go_on()
         if len(self._waiting) > ROOM:
             raise OSError("their process takes nothing")
 

@@ -7,11 +7,15 @@ timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machin
 import hashlib
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.runtime import files
+
+
+SHOWN = 0.1  # seconds after which a line is in the file, if another comes: one for each step of a small net would cost a tenth of it
 
 
 class Journal:
@@ -26,11 +30,14 @@ class Journal:
         self._file = path.open("r+b")
         self._file.seek(0, os.SEEK_END)
         self._size, self._digest = len(kept), hashlib.sha256(kept)
+        self._flushed = 0.0
 
     def append(self, step: int, values: Mapping[str, Any]) -> None:
         line = _line({"step": step, **values})
         self._file.write(line)
-        self._file.flush()
+        if (now := time.monotonic()) - self._flushed > SHOWN:
+            self._file.flush()
+            self._flushed = now
         self._size += len(line)
         self._digest.update(line)
 
@@ -40,6 +47,7 @@ class Journal:
 
     def sync(self) -> None:
         """Make all lines survive a power cut."""
+        self._file.flush()
         os.fsync(self._file.fileno())
 
     def close(self) -> None:
