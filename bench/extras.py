@@ -1,7 +1,8 @@
 """What the extras cost: python -m bench.extras DATA [--pairs N]
 
 LeNet-5 on MNIST, batch 64: a checkpoint every epoch, metrics of every step, told every step or (as by default) every fifty, W&B
-offline, beside the same training without them, in windows of an epoch that take turns. The ratio is the median of those of neighbours; the first window, which warms up, is left out.
+offline, beside the same training without them, in windows of an epoch that take turns. The ratio is the median of those of
+neighbours; the first window, which warms up, is left out.
 """
 
 import argparse

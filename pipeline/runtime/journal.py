@@ -14,7 +14,6 @@ from typing import Any
 
 from pipeline.runtime import files
 
-
 SHOWN = 0.1  # seconds after which a line is in the file, if another comes: one for each step of a small net would cost a tenth of it
 
 
