@@ -1,6 +1,8 @@
 """Prepared data: splits that do not touch, exact statistics, shards that others can read."""
 
 import json
+import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,13 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from conftest import Run
+from cluster import until
+from conftest import TINY, Run
+from processes import begin, below
 
+from bench.faults.launched import alive
 from pipeline.data.datasets import DATASETS
+from pipeline.data.images import pixels
 from pipeline.stages.prepare import stratified
 
 
@@ -57,14 +63,52 @@ def test_validation_is_drawn_class_by_class_whatever_the_order_of_images() -> No
         np.testing.assert_array_equal(np.flatnonzero(chosen & (labels == k)), np.sort(drawn))
 
 
-def test_equal_pictures_are_counted_within_and_across_splits(run: Run, tmp_path: Path) -> None:
+def write_noise(folder: Path, counts: dict[str, int]) -> None:
+    """So many PNG of each of two classes in each split."""
     rng = np.random.default_rng(0)
-    for split, count in (("train", 8), ("test", 4)):
+    for split, count in counts.items():
         for label in ("a", "b"):
-            (tmp_path / "data" / split / label).mkdir(parents=True)
+            (folder / split / label).mkdir(parents=True)
             for k in range(count):
                 image = rng.integers(0, 256, (12, 12, 3), np.uint8)
-                PIL.Image.fromarray(image).save(tmp_path / "data" / split / label / f"{k}.png")
+                PIL.Image.fromarray(image).save(folder / split / label / f"{k}.png")
+
+
+def on_one_core(_: int) -> None:
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+
+
+def decoding_for_ever(_: int) -> None:
+    from pipeline.stages import prepare
+
+    preparing = os.getpid()
+    vars(prepare)["pixels"] = lambda *image: pixels(*image) if os.getpid() == preparing else time.sleep(100)
+
+
+def test_the_shards_are_the_same_however_many_processes_decode(run: Run, tmp_path: Path) -> None:
+    write_noise(tmp_path / "data", {"train": 60, "test": 4})
+    words = ["data.source=folder", f"data.root={tmp_path}/data"]
+    found = [run(*words, until="prepare", in_folder=place, before=how) for place, how in (("one", on_one_core), ("all", None))]
+    assert [ended.code for ended in found] == [0, 0], found[0].output
+    one, several = ((tmp_path / place / "runs/tiny/prepare/train-00000.arrow").read_bytes() for place in ("one", "all"))
+    assert one == several
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: there are no others to decode")
+def test_those_that_decode_end_with_the_process_that_prepares(tmp_path: Path) -> None:
+    write_noise(tmp_path / "data", {"train": 60, "test": 4})
+    (process,) = begin(tmp_path, ["prepare", *TINY, "data.source=folder", f"data.root={tmp_path}/data"], before=decoding_for_ever)
+    try:
+        until(lambda: len(below(process.pid or 0)) > 1, 60, lambda: "no other process decodes")
+        started = below(process.pid or 0)
+    finally:
+        process.kill()
+        process.join()
+    until(lambda: not any(map(alive, started)), 5, lambda: f"of {started} some have outlived their process")
+
+
+def test_equal_pictures_are_counted_within_and_across_splits(run: Run, tmp_path: Path) -> None:
+    write_noise(tmp_path / "data", {"train": 8, "test": 4})
     first = (tmp_path / "data/train/a/0.png").read_bytes()
     (tmp_path / "data/train/a/1.png").write_bytes(first)
     (tmp_path / "data/test/b/3.png").write_bytes(first)
