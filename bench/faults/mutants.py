@@ -198,7 +198,7 @@ def tested(root: Path, tests: Iterable[str]) -> tuple[int | None, str]:
     """Pytest's exit code, None if it had to be ended, and what it printed."""
     options = ["-x", "-q", "-p", "no:xdist", "-p", "no:cacheprovider", "-o", "addopts=", "--tb=line"]
     environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}  # a stale one would hide the mutant
-    process = subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", "pytest", *options, *tests],
         cwd=root,
         env=environment,
@@ -207,15 +207,15 @@ def tested(root: Path, tests: Iterable[str]) -> tuple[int | None, str]:
         text=True,
         start_new_session=True,
     )
-    try:
-        output = process.communicate(timeout=PATIENCE)[0]
-        return process.returncode, output
-    except subprocess.TimeoutExpired:
-        return None, ""
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)  # with the processes that wait for each other
-            process.wait()
+    with started as process:
+        try:
+            output = process.communicate(timeout=PATIENCE)[0]
+            return process.returncode, output
+        except subprocess.TimeoutExpired:
+            return None, ""
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)  # with the processes that wait for each other
 
 
 def row(root: Path, mutant: Mutant) -> dict[str, Any]:
