@@ -34,6 +34,11 @@ QUICK = "momentum, augmented", "mixes", "dropout, in parts"
 EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.soak) for name in RECIPES]
 
 
+def on_the_cpu_with_onednn(rank: int) -> None:
+    on_the_cpu(rank)
+    always_with_onednn(rank)
+
+
 def bits(folder: Path) -> tuple[bytes, bytes]:
     return (folder / WEIGHTS).read_bytes(), (folder / "runs/tiny/metrics.jsonl").read_bytes()
 
@@ -76,7 +81,7 @@ def test_what_cannot_be_recorded_is_done_plainly_and_says_why(run: Run, tmp_path
     how = ["train.epochs=1", "train.lr=0.001", what]
     if "lion" in what:
         pytest.importorskip("timm")
-    ended = run(*how, until="train", in_folder="recorded", before=on_the_cpu)
+    ended = run(*how, until="train", in_folder="recorded", before=on_the_cpu_with_onednn)
     assert ended.code == 0, ended.output
     assert f"is launched piece by piece, not as one: {why}" in ended.output, ended.output
     assert run(*how, "run.cuda_graph=no", until="train", in_folder="plain", before=always_with_onednn).code == 0
