@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,19 @@ def test_those_that_decode_end_with_the_process_that_prepares(tmp_path: Path) ->
         process.kill()
         process.join()
     until(lambda: not any(map(alive, started)), 5, lambda: f"of {started} some have outlived their process")
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="one core: there are no others to decode")
+def test_when_one_of_those_that_decode_is_killed_a_line_says_so_and_nobody_waits_for_it(tmp_path: Path) -> None:
+    write_noise(tmp_path / "data", {"train": 60, "test": 4})
+    (process,) = begin(tmp_path, ["prepare", *TINY, "data.source=folder", f"data.root={tmp_path}/data"], before=decoding_for_ever)
+    until(lambda: len(below(process.pid or 0)) > 1, 60, lambda: "no other process decodes")
+    os.kill(below(process.pid or 0)[-1], signal.SIGKILL)
+    process.join(20)
+    assert process.exitcode == 1
+    said = (tmp_path / "output.txt").read_text()
+    assert "pipeline: a process that decodes images was killed" in said
+    assert "Traceback" not in said
 
 
 def test_equal_pictures_are_counted_within_and_across_splits(run: Run, tmp_path: Path) -> None:

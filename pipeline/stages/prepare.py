@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from pipeline.data import shards
 from pipeline.data.datasets import RawData
 from pipeline.data.images import grid, pixels
 from pipeline.data.raw import RawDataset, RawSplit
-from pipeline.errors import DataError
+from pipeline.errors import DataError, PipelineError
 from pipeline.runtime.console import Progress, say
+from pipeline.runtime.launch import StopFlag
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.signals import STOP_SIGNALS, die_with_parent
 from pipeline.stages.artifacts import PreparedData
@@ -52,7 +53,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
         for k, start in enumerate(range(0, len(index), shards.rows_a_shard(shape))):
             rows = index[start : start + shards.rows_a_shard(shape)]
             images = np.empty((len(rows), *shape), np.uint8)
-            for at, block in _decoded(split, rows, config.channels, size, shape):
+            for at, block in _decoded(split, rows, config.channels, size, shape, space.stop):
                 images[at : at + len(block)] = block
                 seen[name].add(block)
                 progress.step(len(block))
@@ -118,11 +119,11 @@ class _Seen:
 
 
 def _decoded(
-    split: RawSplit, rows: NDArray[np.int64], channels: int | None, size: tuple[int, int] | None, shape: tuple[int, ...]
+    split: RawSplit, rows: NDArray[np.int64], channels: int | None, size: tuple[int, int] | None, shape: tuple[int, ...], stop: StopFlag
 ) -> Iterator[tuple[int, NDArray[np.uint8]]]:
     """(place, images [B, C, H, W]) block by block, of which the next is decoded meanwhile."""
     one = functools.partial(_image, channels=channels, size=size, shape=shape)
-    with _cores(1 if isinstance(split.images, np.ndarray) else len(os.sched_getaffinity(0))) as each:
+    with _cores(1 if isinstance(split.images, np.ndarray) else len(os.sched_getaffinity(0)), stop) as each:
         ahead: Iterator[NDArray[np.uint8]] = iter(())
         for at in range(0, len(rows) + BLOCK, BLOCK):
             block = rows[at : at + BLOCK].tolist()
@@ -143,19 +144,29 @@ def _image(
 
 
 @contextlib.contextmanager
-def _cores(count: int) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map` over so many processes: threads would take turns at small images, four times as slowly as one alone."""
+def _cores(count: int, stop: StopFlag) -> Iterator[Callable[..., Iterator[Any]]]:
+    """`map` over so many processes: threads would take turns at small images, four times as slowly as one alone.
+
+    Raises:
+        PipelineError: one of them was killed.
+    """
     if count == 1:
         yield map
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count, context, initializer=_serve) as pool:
-        yield functools.partial(pool.map, chunksize=CHUNK)
+    try:
+        with ProcessPoolExecutor(count, context, initializer=_serve) as pool:
+            yield functools.partial(pool.map, chunksize=CHUNK)
+    except BrokenExecutor:
+        if stop:  # all processes were told to
+            raise stop.interrupted("while preparing") from None
+        raise PipelineError("a process that decodes images was killed, for want of memory perhaps; the same command begins again") from None
 
 
 def _serve() -> None:
-    """Leave signals to the process that prepares, and end with it."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    """Leave signals to the process that prepares, but for the one by which a pool ends the others when one was killed; and end with it."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS} - {signal.SIGTERM})
     die_with_parent()
 
 

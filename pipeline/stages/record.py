@@ -48,8 +48,9 @@ class Record:
         self._writer.shutdown()
         if self._space.world.is_main:
             self._progress.close()
-            self._metrics.close()
-            self._timings.close()
+            first = contextlib.suppress(OSError) if error else contextlib.nullcontext()  # a disk that is full hides nothing else
+            with first, contextlib.closing(self._timings), contextlib.closing(self._metrics):
+                pass
 
     def step(self, done: bool) -> None:
         """One has been `done`, or left out.
