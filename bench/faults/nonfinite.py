@@ -58,10 +58,10 @@ def breaks(rank: int, case: Case) -> None:
 
     real_update, real_forward, broken = train.update, World.forward, False  # type: ignore[attr-defined]
 
-    def update(state: Any, *rest: Any) -> bool:
+    def update(state: Any, *rest: Any, **measured: Any) -> bool:
         nonlocal broken
         broken = state.step in case.steps and rank == case.rank
-        done, broken = real_update(state, *rest), False
+        done, broken = real_update(state, *rest, **measured), False
         return done
 
     def forward(world: World, model: Any, images: Any) -> Any:
@@ -82,13 +82,13 @@ def leaves_out(_: int, step: int) -> None:
 
     real = train.update  # type: ignore[attr-defined]
 
-    def update(state: Any, *rest: Any) -> bool:
+    def update(state: Any, *rest: Any, **measured: Any) -> bool:
         if state.step != step:
-            return real(state, *rest)
+            return real(state, *rest, **measured)
         state.step += 1
         return False
 
-    train.update = update  # type: ignore[assignment, attr-defined]
+    train.update = update  # type: ignore[attr-defined]
 
 
 def run(folder: Path, case: Case, before: Any) -> Ended:

@@ -68,10 +68,10 @@ def note_images(folder: Path, rank: int) -> None:
     update, forward = train.update, World.forward  # type: ignore[attr-defined]
     step = -1
 
-    def noting_update(state: Any, *more: Any) -> bool:
+    def noting_update(state: Any, *more: Any, **measured: Any) -> bool:
         nonlocal step
         step = state.step
-        done, step = update(state, *more), -1
+        done, step = update(state, *more, **measured), -1
         return done
 
     def noting_forward(self: Any, model: Any, images: Any) -> Any:
@@ -80,7 +80,7 @@ def note_images(folder: Path, rank: int) -> None:
                 file.writelines(json.dumps([step, hashlib.sha256(image.numpy().tobytes()).hexdigest()]) + "\n" for image in images)
         return forward(self, model, images)
 
-    train.update, World.forward = noting_update, noting_forward  # type: ignore[assignment, attr-defined, method-assign]
+    train.update, World.forward = noting_update, noting_forward  # type: ignore[attr-defined, method-assign]
 
 
 def seen(folder: Path) -> Seen:

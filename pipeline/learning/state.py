@@ -47,6 +47,7 @@ class TrainState:
     history: list[Scores] = field(default_factory=list)  # of all validations
     best: Weights = field(default_factory=dict)  # those of the best validation, on the main process
     average: Weights = field(default_factory=dict)  # placed as the model's are
+    gradient_norm: Tensor | None = None  # of the last step, if it was measured; not kept
 
     @property
     def groups(self) -> list[dict[str, Any]]:

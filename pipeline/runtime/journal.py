@@ -1,7 +1,8 @@
 """The record of a training: an append-only JSONL file, the same bytes however often it was interrupted.
 
 metrics.jsonl   {"step": n, "train/loss": ..., ...}   only what is a function of the recipe
-timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine
+timings.jsonl   {"step": n, "images/s": ..., ...}     what depends on the machine: speed, share of the time that batches take, memory;
+                {"step": n, "start": ...}             and when a life of the training has begun
 """
 
 import hashlib

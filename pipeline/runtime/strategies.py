@@ -95,6 +95,11 @@ def local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if is_distributed(tensor) else tensor
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """With the parts of all processes, each of which has to ask."""
+    return tensor.full_tensor() if is_distributed(tensor) else tensor
+
+
 def gather(tensors: Mapping[str, Tensor], wanted: bool, into: Mapping[str, Tensor] = MappingProxyType({})) -> dict[str, Tensor]:
     """Whole copies on the CPU where `wanted`, else nothing; every process has to ask.
 

@@ -43,6 +43,7 @@ class Marks:
     step: int = 0
     phase: str = ""
     count: int = 0
+    waited: float = 0.0  # seconds, for batches
     begin: Callable[[], None] = nothing  # called before the first loop
 
     def at(self, phase: str) -> None:
@@ -62,10 +63,13 @@ class Marks:
     def each(self, batches: Iterable[T]) -> Iterator[T]:
         """`batches`, with a mark before each is asked for and one when it is there."""
         self.at("batch")
+        asked = time.perf_counter()
         for batch in batches:
+            self.waited += time.perf_counter() - asked
             self.at("step")
             yield batch
             self.at("batch")
+            asked = time.perf_counter()
 
 
 @dataclass

@@ -8,6 +8,7 @@ import contextlib
 import datetime
 import hashlib
 import logging
+import resource
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -447,6 +448,12 @@ class World:
     def barrier(self) -> None:
         self.marks.at("exchange")
         self._accelerator.wait_for_everyone()
+
+    def peak_memory(self) -> int:
+        """Bytes that this process has had at most: of its GPU, or of the machine."""
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device)
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
     def synchronize(self) -> None:
         """Wait until the device has done what it was given: before a clock is read."""

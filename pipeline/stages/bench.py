@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import resource
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -43,7 +42,7 @@ def bench(config: Config, data: PreparedData, space: Workspace, join: Join, core
         notes = [line for line in told.getvalue().splitlines() if line.startswith("train: ")]
         seconds = statistics.median(arm.seconds(arm.count) for _ in range(arm.windows))
         loop = arm.phases()
-        memory = _total(world, _memory(world))  # before steps that are none of the training's
+        memory = _total(world, world.peak_memory())  # before steps that are none of the training's
         phases = arm.phases(plain=True) if arm.recorded else loop
         peak = _total(world, _peak(world, config.train.precision))
         tried = []
@@ -148,13 +147,6 @@ def _times(tried: Mapping[str, Any]) -> float:
 
 def _total(world: World, value: float) -> float:
     return float(world.sum(torch.tensor(value, dtype=world.dtype, device=world.device)))
-
-
-def _memory(world: World) -> int:
-    """Bytes that this process has had at most: of its GPU, or of the machine."""
-    if world.device.type == "cuda":
-        return torch.cuda.max_memory_allocated(world.device)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _operations(config: TrainConfig, data: PreparedData, shape: tuple[int, ...]) -> float:

@@ -113,10 +113,11 @@ class Arm:
         batches, learnt = (self._plain, None) if plain else (self._batches, self._learnt)
         for batch in self.world.marks.each(itertools.islice(batches, count)):
             lr = self.recipe.lr(self.state)
-            done = update(self.state, batch, self.recipe, lr, self.world, learnt=learnt)
+            logged = due(self.state.step + 1, self._run.log_every, ENDLESS)
+            done = update(self.state, batch, self.recipe, lr, self.world, learnt=learnt, measured=logged)
             self.world.marks.at("record")
             self._record.step(done)
-            if due(self.state.step, self._run.log_every, ENDLESS):
+            if logged:
                 self._record.training(lr)
             if due(self.state.step, self._run.checkpoint_every, ENDLESS):
                 self._record.save(self._run.keep)

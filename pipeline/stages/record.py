@@ -1,6 +1,7 @@
 """What the training loop tells: the journal first, then the terminal and the trackers."""
 
 import contextlib
+import datetime
 import itertools
 import math
 import time
@@ -28,8 +29,8 @@ class Record:
 
     def __init__(self, space: Workspace, state: TrainState, *, steps: int, batch_size: int) -> None:
         self._space, self._state, self._steps, self._batch_size = space, state, steps, batch_size
-        self._told = state.step, state.seconds
         self._mark = time.monotonic()
+        self._told = state.step, state.seconds, space.world.marks.waited
         self._writer = ThreadPoolExecutor(1, "checkpoint")
         self._writing: Future[None] | None = None
         self._taken: Snapshot | None = None
@@ -38,6 +39,7 @@ class Record:
         if space.world.is_main:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
             self._timings = Journal(space.dir / "timings.jsonl", step=state.step)
+            self._timings.append(state.step, {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
             self._progress = Progress("train", first=state.step, total=steps, unit="step")
 
     def __enter__(self) -> "Record":
@@ -84,10 +86,12 @@ class Record:
             return
         _refuse_divergence(means, state.step)
         with self.paused():
-            speed = (state.step - self._told[0]) * self._batch_size / max(state.seconds - self._told[1], 1e-9)
-            self._told = state.step, state.seconds
+            timings = self._timed()
+            speed = timings["images/s"]
             if world.is_main:
-                self._write({"train/loss": means["loss"], "train/accuracy": means["accuracy"], "train/lr": lr}, {"images/s": speed})
+                norm = math.nan if state.gradient_norm is None else float(state.gradient_norm)
+                slope = {"train/gradient_norm": norm} if math.isfinite(norm) else {}  # of a float16 step that is left out it is infinite
+                self._write({"train/loss": means["loss"], "train/accuracy": means["accuracy"], "train/lr": lr, **slope}, timings)
                 shown = {
                     "loss": f"{means['loss']:.4f}",
                     "lr": f"{lr:.3g}",
@@ -95,6 +99,18 @@ class Record:
                     "accuracy": f"{means['accuracy']:.4f}",
                 }
                 self._progress.tell(state.step, shown, (self._steps - state.step) * self._batch_size / speed)
+
+    def _timed(self) -> dict[str, float]:
+        """Of this process, since the last time; its memory since it began."""
+        state, marks = self._state, self._space.world.marks
+        step, seconds, waited = self._told
+        self._told = state.step, state.seconds, marks.waited
+        passed = max(state.seconds - seconds, 1e-9)
+        return {
+            "images/s": (state.step - step) * self._batch_size / passed,
+            "data_wait": (marks.waited - waited) / passed,
+            "memory_mb": self._space.world.peak_memory() / 1e6,
+        }
 
     def validation(self, means: dict[str, float]) -> None:
         """What was measured on the validation split."""

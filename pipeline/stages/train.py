@@ -59,8 +59,9 @@ def _train(
         each, learnt = steps(state, recipe, batches, world, run.workers)
         for batch in world.marks.each(each):
             lr = recipe.lr(state)
-            record.step(update(state, batch, recipe, lr, world, left_out, learnt))
-            if due(state.step, run.log_every, recipe.steps):
+            logged = due(state.step + 1, run.log_every, recipe.steps)
+            record.step(update(state, batch, recipe, lr, world, left_out, learnt, measured=logged))
+            if logged:
                 record.training(lr)
             if due(state.step, recipe.validate_every, recipe.steps) and len(held_out):
                 with record.paused():

@@ -9,6 +9,7 @@ from pipeline.data.batches import Batch, TrainBatches
 from pipeline.learning.state import TrainState
 from pipeline.runtime.console import say
 from pipeline.runtime.recorded import Recorded, Varies
+from pipeline.runtime.strategies import whole
 from pipeline.runtime.world import World
 from pipeline.stages.recipe import Recipe
 
@@ -52,11 +53,15 @@ def update(
     world: World,
     left_out: frozenset[int] = frozenset(),
     learnt: Recorded[None] | None = None,
+    *,
+    measured: bool = False,
 ) -> bool:
     """One optimizer step on one global batch, of which this process has `batches`; advances `state.step`.
 
-    False if the step was left out. `learnt` does as one what the device does in it.
+    False if the step was left out. `learnt` does as one what the device does in it. If `measured`, which all
+    processes have to ask for, the gradient's norm is in `state.gradient_norm` then.
     """
+    state.gradient_norm = state.gradient_norm if learnt is not None else None
     if state.step in left_out:
         state.step += 1
         return False
@@ -73,7 +78,7 @@ def update(
                 raise NonFinite(state.step)
             state.leave_out(before)
             return False
-        descend(state, recipe)
+        descend(state, recipe, measured=measured)
     if recipe.config.average:
         state.fold(recipe.share(recipe.moment(state)))
     state.step += 1
@@ -84,7 +89,7 @@ def learn(state: TrainState, recipe: Recipe, world: World, parts: Sequence[slice
     """All that the device does in a step: what it reads are tensors, and no number in here is another in another step."""
     find_gradients(state, [Batch(images, labels, targets, parts)], recipe, world)
     state.tallies[0].settle()  # the tensors are other batches' later
-    descend(state, recipe)
+    descend(state, recipe, measured=True)
 
 
 def find_gradients(state: TrainState, batches: Sequence[Batch], recipe: Recipe, world: World) -> None:
@@ -108,10 +113,15 @@ def find_gradients(state: TrainState, batches: Sequence[Batch], recipe: Recipe, 
     world.agree_on_overflow(state.scaler, state.optimizers)
 
 
-def descend(state: TrainState, recipe: Recipe) -> None:
-    """By the gradients, which are then forgotten."""
+def descend(state: TrainState, recipe: Recipe, *, measured: bool) -> None:
+    """By the gradients, which are then forgotten, but for their norm before it was clipped, if `measured`."""
+    parameters = list(state.model.parameters())
+    norm = None
     if recipe.config.clip is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.config.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, recipe.config.clip)
+    elif measured:
+        norm = nn.utils.get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    state.gradient_norm = whole(norm) if measured and norm is not None else None
     for optimizer in state.optimizers:
         state.scaler.step(optimizer)
     state.forget_gradients()
