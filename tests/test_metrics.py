@@ -58,6 +58,10 @@ def test_top_five_of_five_or_fewer_classes_is_everything() -> None:
 def test_confidence_is_the_probability_of_what_was_predicted() -> None:
     probabilities = LOGITS.double().exp() / LOGITS.double().exp().sum(1, keepdim=True)
     assert torch.allclose(ANSWERS.confidence, probabilities.max(1).values, rtol=1e-12, atol=0)
+    asked = Answers.of(LOGITS.double(), LABELS, ANSWERS.losses, with_all=True).probabilities
+    assert asked is not None
+    assert torch.equal(asked, LOGITS.double().softmax(1))
+    assert ANSWERS.probabilities is None
 
 
 def test_classes_that_are_absent_count_as_scikit_learn_has_it() -> None:

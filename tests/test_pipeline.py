@@ -7,6 +7,7 @@ import numpy as np
 import PIL.Image
 from conftest import Run
 from processes import launch
+from safetensors.numpy import load_file
 
 
 def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Path) -> None:
@@ -41,13 +42,18 @@ def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Pa
 def three_classes_are_many(_: int) -> None:
     from pipeline.stages import evaluate
 
-    evaluate.MANY = 3
+    evaluate.MANY = evaluate.FEW = 3
 
 
-def test_a_report_on_very_many_classes_has_no_matrix_of_them(run: Run, tmp_path: Path) -> None:
+def test_a_report_on_very_many_classes_has_no_matrix_of_them_and_keeps_no_probability_of_each(run: Run, tmp_path: Path) -> None:
     assert run(until="evaluate", before=three_classes_are_many).code == 0
     measured = json.loads((tmp_path / "runs/tiny/evaluate/metrics.json").read_text())["test"]
     assert "confusion" not in measured
+    assert {name.split(".")[1] for name in load_file(tmp_path / "runs/tiny/evaluate/predictions.safetensors")} == {
+        "labels",
+        "predicted",
+        "confidence",
+    }
     assert sum(row["images"] for row in measured["per_class"]) == 57
     assert sum(row["correct"] for row in measured["per_class"]) == round(57 * measured["accuracy"])
     assert "<h2>Confusion</h2>" not in (tmp_path / "runs/tiny/report/index.html").read_text()

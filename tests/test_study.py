@@ -63,13 +63,14 @@ def results(folder: Path, name: str = "tiny") -> dict[str, Any]:
 def test_predictions_are_those_of_the_exported_model_in_the_order_of_the_split(studied: Path) -> None:
     run = studied / f"runs/tiny-seeds/seed-{FIRST}"
     kept = load_file(run / "evaluate/predictions.safetensors")
-    assert len(kept) == 6
+    assert len(kept) == 8
     for split in ("validation", "test"):
         images, labels = images_and_labels(run, split)
         _, probabilities = exported(run, images)
         np.testing.assert_array_equal(kept[f"{split}.labels"], labels)
         np.testing.assert_array_equal(kept[f"{split}.predicted"], probabilities.argmax(1))
-        np.testing.assert_allclose(kept[f"{split}.confidence"], probabilities.max(1), rtol=1e-4)
+        np.testing.assert_allclose(kept[f"{split}.probabilities"], probabilities, rtol=1e-4, atol=1e-6)
+        np.testing.assert_array_equal(kept[f"{split}.confidence"], kept[f"{split}.probabilities"].max(1))
         assert metrics(run)[split]["accuracy"] == np.mean(kept[f"{split}.predicted"] == labels)
 
 
@@ -82,7 +83,7 @@ def test_predictions_of_several_processes_are_those_of_one(studied: Path, tmp_pa
     two = load_file(tmp_path / "runs/tiny/evaluate/predictions.safetensors")
     for name in one:
         assert one[name].dtype == two[name].dtype
-        np.testing.assert_allclose(one[name], two[name], rtol=1e-4 if "confidence" in name else 0)
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-4 if one[name].dtype == np.float32 else 0)
 
 
 def test_views_are_measured_besides_and_change_nothing_else(studied: Path) -> None:

@@ -65,13 +65,15 @@ class Answers:
     losses: Tensor  # float [N]
     confidence: Tensor  # float [N]: the probability of the class that was predicted
     classes: int  # K
+    probabilities: Tensor | None = None  # float [N, K], of every class, if they were asked for
 
     @classmethod
-    def of(cls, logits: Tensor, labels: Tensor, losses: Tensor) -> "Answers":
+    def of(cls, logits: Tensor, labels: Tensor, losses: Tensor, *, with_all: bool = False) -> "Answers":
         """Logits [B, K], labels [B], losses [B]; nothing waits for the device."""
         five = logits.topk(min(5, logits.shape[1])).indices
         in_five = (five == labels[:, None]).any(1).to(labels.dtype)
-        return cls(labels, logits.argmax(1), in_five, losses, logits.softmax(1).amax(1), logits.shape[1])
+        shares = logits.softmax(1)
+        return cls(labels, logits.argmax(1), in_five, losses, shares.amax(1), logits.shape[1], shares if with_all else None)
 
     def confusion(self) -> Tensor:
         """int64 [K, K]: how often each label (row) was taken for each class (column)."""

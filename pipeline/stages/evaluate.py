@@ -25,6 +25,7 @@ from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, Report, TrainedModel
 
 MANY = 1000  # classes: of more, the matrix would take gigabytes
+FEW, NUMBERS = 100, 10**7  # classes, and images times classes: the probability of every class is kept of no more
 Loss = Callable[[Tensor, Tensor], Tensor]  # logits [B, K], labels [B] -> [B]
 
 
@@ -79,9 +80,18 @@ def scores(model: nn.Module, images: Images, loss: Loss, space: Workspace) -> di
 
 @torch.no_grad()
 def answers(
-    model: nn.Module, images: Images, loss: Loss, space: Workspace, *, views: Sequence[View] = (), stoppable: bool = False
+    model: nn.Module,
+    images: Images,
+    loss: Loss,
+    space: Workspace,
+    *,
+    views: Sequence[View] = (),
+    with_all: bool = False,
+    stoppable: bool = False,
 ) -> list[Answers]:
     """What `model` says of each image, in the order of the split; then, if there are views, of all views of it together.
+
+    The probability of every class is among it if it is to be `with_all`.
 
     Raises:
         Stopped: if `stoppable`, when a process was told to stop.
@@ -93,7 +103,7 @@ def answers(
         if stoppable and world.stopping():
             raise Stopped("stopped while evaluating; the trained model is kept, the same command goes on")
         several = _logits(model, batch.images, views, world)
-        parts.append([Answers.of(logits, batch.labels, loss(logits, batch.labels)) for logits in several])
+        parts.append([Answers.of(logits, batch.labels, loss(logits, batch.labels), with_all=with_all) for logits in several])
     model.train()
     places = np.concatenate(list(eval_rows(len(images), world, batch_size=batch_size)))
     return [_together(of_one_kind, places, len(images), world) for of_one_kind in zip(*parts, strict=True)]
@@ -116,8 +126,9 @@ def _together(parts: Sequence[Answers], places: np.ndarray[Any, np.dtype[np.int6
 
     def whole(mine: list[Tensor]) -> Tensor:
         found = torch.cat(mine)
-        return world.sum(found.new_zeros(count).index_copy(0, index, found)).cpu()
+        return world.sum(found.new_zeros(count, *found.shape[1:]).index_copy(0, index, found)).cpu()
 
+    shares = [part.probabilities for part in parts if part.probabilities is not None]
     return Answers(
         labels=whole([part.labels for part in parts]),
         predicted=whole([part.predicted for part in parts]),
@@ -125,6 +136,7 @@ def _together(parts: Sequence[Answers], places: np.ndarray[Any, np.dtype[np.int6
         losses=whole([part.losses for part in parts]),
         confidence=whole([part.confidence for part in parts]),
         classes=parts[0].classes,
+        probabilities=whole(shares) if shares else None,
     )
 
 
@@ -135,16 +147,23 @@ def _answers(
     images = Images(data.open(split), space.world, trained.mean, trained.std)
     loss = functools.partial(LOSSES[trained.loss.name], **trained.loss.options)
     views = [functools.partial(VIEWS[spec.name], **spec.options) for spec in config.views]
+    classes = len(trained.classes)
     with space.world.marks.watched("evaluate"):
-        found = answers(model, images, loss, space, views=views, stoppable=True)
+        with_all = classes <= FEW and len(images) * classes <= NUMBERS
+        found = answers(model, images, loss, space, views=views, with_all=with_all, stoppable=True)
     return dict(zip((split, f"{split}_views"), found, strict=False))
 
 
 def _keep(answered: dict[str, Answers], space: Workspace) -> None:
-    """`<split>.labels`, `<split>.predicted` (int64) and `<split>.confidence` (float32), [N] in the order of the split."""
+    """`<split>.labels`, `<split>.predicted` (int64) and `<split>.confidence` (float32), [N] in the order of the split.
+
+    And `<split>.probabilities`, float32 [N, K], where that is not large.
+    """
     kept: dict[str, Tensor] = {}
     for split, found in answered.items():
         kept |= {f"{split}.labels": found.labels, f"{split}.predicted": found.predicted, f"{split}.confidence": found.confidence.float()}
+        if found.probabilities is not None:
+            kept[f"{split}.probabilities"] = found.probabilities.float()
     write(kept, space.dir / "predictions.safetensors")
 
 
