@@ -1,0 +1,124 @@
+"""A W&B service on this machine: as much of its HTTP as the real client (wandb 0.31) needs to tell it of a run, and to fetch artifacts."""
+
+import contextlib
+import gzip
+import json
+import re
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Self
+
+from wandb_store import Store
+
+KEY = "0" * 40
+
+
+class Service(ThreadingHTTPServer):
+    """Serves and keeps while it is entered; what it was sent is in `store`. `asked` is every query and path, in order."""
+
+    daemon_threads = True
+
+    def __init__(self, store: Store | None = None) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.store = store or Store()
+        self.store.address = self.address = f"http://127.0.0.1:{self.server_port}"
+        self.asked: list[str] = []
+        self.one_by_one = threading.Lock()
+
+    def __enter__(self) -> Self:
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.shutdown()
+        self.server_close()
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """Sends a client here, with what it takes for a key."""
+        return {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
+
+    def query(self, content: bytes) -> bytes:
+        asked = json.loads(content)
+        query = re.findall(r"\w+", asked["query"])[1]
+        self.asked.append(query)
+        return json.dumps(self.store.answer(query, asked.get("variables") or {})).encode()
+
+    def stream(self, name: str, content: bytes) -> bytes:
+        """Lines of a run's files; each comes with the number of the first of them, so that one which is sent twice is there once."""
+        told, run = json.loads(content), self.store.runs[name]
+        for file, piece in (told.get("files") or {}).items():
+            lines = [json.loads(line) for line in piece["content"]] if file.endswith((".jsonl", ".json")) else piece["content"]
+            if file == "wandb-history.jsonl":
+                run.history[piece["offset"] :] = lines
+            elif file == "wandb-summary.json":
+                run.summary |= lines[-1]
+        if told.get("complete"):
+            run.exit_code = told["exitcode"]
+        return b'{"exitcode": null, "limits": {}}'
+
+    def take(self, path: str, content: bytes) -> None:
+        """A file that was brought to where `Store` has told."""
+        kind, owner, name = (*path.split("/", 2), "")[:3]
+        if kind == "runs":
+            self.store.runs[owner].files[name] = content
+        elif kind == "artifacts":
+            self.store.artifacts[int(owner)].files[name] = content
+        else:
+            self.store.artifacts[int(owner)].manifest = json.loads(content)
+
+    def give(self, path: str) -> bytes:
+        kind, owner, name = (*path.split("/", 2), "")[:3]
+        artifact = self.store.artifacts[int(owner)]
+        return json.dumps(artifact.manifest).encode() if kind == "manifests" else artifact.contents()[name]
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Service
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        content = self._content()
+        with self.server.one_by_one:
+            if self.path == "/graphql":
+                self._send(self.server.query(content))
+            elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
+                self.server.asked.append("file_stream")
+                self._send(self.server.stream(found[1], content))
+            else:  # what it has to tell of itself
+                self._send(b"{}")
+
+    def do_PUT(self) -> None:
+        content = self._content()
+        with self.server.one_by_one:
+            self.server.asked.append(self.path)
+            self.server.take(self.path.removeprefix("/"), content)
+        self._send(b"")
+
+    def do_GET(self) -> None:
+        with self.server.one_by_one:
+            self.server.asked.append(self.path)
+            content = self.server.give(self.path.removeprefix("/"))
+        self._send(content)
+
+    def _content(self) -> bytes:
+        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        if self.headers.get("Transfer-Encoding") == "chunked":
+            content = b"".join(self._pieces())
+        return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
+
+    def _pieces(self) -> Any:
+        while size := int(self.rfile.readline(), 16):
+            yield self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+
+    def _send(self, content: bytes) -> None:
+        with contextlib.suppress(ConnectionError):
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+    def log_message(self, *_: object) -> None: ...
