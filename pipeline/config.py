@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import yaml
 from pydantic import (
@@ -31,14 +31,20 @@ from pydantic import (
 
 from pipeline.errors import ConfigError
 
+M = TypeVar("M", bound=BaseModel)
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2's booleans: true and false. To YAML 1.1 `train.precision=no` is false, and `run.name=on` true."""
+    """YAML 1.2's booleans: true and false. To YAML 1.1 `train.precision=no` is false, and `run.name=on` true.
+
+    And as Python writes them, True, False and None: so does the agent of a sweep of W&B.
+    """
 
 
 _BOOL = "tag:yaml.org,2002:bool"
 _Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
-_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false)$"), list("tf"))
+_Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^None$"), ["N"])
 
 
 def _duration(value: Any) -> Any:
@@ -217,10 +223,26 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         tree["run"] = {**(tree.get("run") or {}), "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)}
     for override in sorted(overrides, key=lambda word: word.partition("=")[0].count(".")):  # a choice before its options
         _apply(tree, override)
+    return validated(Config, tree)
+
+
+def typed(words: Sequence[str], root: Path | None = None) -> Config:
+    """What was typed: perhaps a file first, then overrides, as of `load`; `root`, if given, is data.root."""
+    path = Path(words[0]) if words and "=" not in words[0] else None
+    config = load(path, words[1 if path else 0 :])
+    return config if root is None else config.model_copy(update={"data": config.data.model_copy(update={"root": root})})
+
+
+def validated(schema: type[M], tree: Any, prefix: str = "") -> M:
+    """`tree` as `schema` has it.
+
+    Raises:
+        ConfigError: in one line that begins with `prefix`, with the nearest valid name.
+    """
     try:
-        return Config.model_validate(tree)
+        return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, Config)) from None
+        raise ConfigError(_one_line(error, schema, prefix)) from None
 
 
 def dump(config: Config, only: set[str] | None = None) -> str:
@@ -232,20 +254,19 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> S
     """`spec` with its name found in `table`, and its options checked and completed.
 
     The keyword-only parameters of what the table holds are the options: their annotations the
-    types, their defaults the defaults.
+    types, their defaults the defaults; without one an option must be given.
 
     Raises:
         ConfigError: an unknown name or option, or a value of the wrong type.
     """
     if spec.name not in table:
-        raise ConfigError(f"{what}: no {spec.name!r}{_nearest(spec.name, table)}")
+        raise ConfigError(f"{what}: no {spec.name!r}{nearest(spec.name, table)}")
     parameters = inspect.signature(table[spec.name]).parameters.values()
-    fields: dict[str, Any] = {p.name: (p.annotation, p.default) for p in parameters if p.kind is p.KEYWORD_ONLY}
+    fields: dict[str, Any] = {
+        p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
+    }
     schema = create_model(spec.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
-    try:
-        return Spec(name=spec.name, options=schema.model_validate(spec.options).model_dump(mode="json"))
-    except ValidationError as error:
-        raise ConfigError(_one_line(error, schema, f"{what}.")) from None
+    return Spec(name=spec.name, options=validated(schema, spec.options, f"{what}.").model_dump(mode="json"))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -253,7 +274,7 @@ def _read(path: Path) -> dict[str, Any]:
         tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        near = _nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
+        near = nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
         raise ConfigError(f"cannot read the configuration {path}: {reason}{near}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
@@ -297,11 +318,11 @@ def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "")
     where = prefix + ".".join(str(part) for part in first["loc"] if not _KIND.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":
         names = _fields_at(schema, [str(part) for part in first["loc"][:-1]])
-        return f"{where}: no such key{_nearest(str(first['loc'][-1]), names)}"
+        return f"{where}: no such key{nearest(str(first['loc'][-1]), names)}"
     or_else = next((other for other in others if other["loc"][:-1] == first["loc"][:-1]), None)  # of a field of two kinds
     if first["type"] == "literal_error" and or_else is None:
         choices = [c.strip("' ") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: no choice {str(first['input'])!r}{_nearest(str(first['input']), choices)}"
+        return f"{where}: no choice {str(first['input'])!r}{nearest(str(first['input']), choices)}"
     text = first["msg"].removeprefix("Value error, ")
     wrong = f"{text[0].lower()}{text[1:]}" + (f", or {or_else['msg'].removeprefix('Input should be ')}" if or_else else "")
     return f"{where}: {wrong} (got {first['input']!r})"
@@ -319,7 +340,7 @@ def _fields_at(schema: type[BaseModel], path: Iterable[str]) -> Iterable[str]:
     return schema.model_fields
 
 
-def _nearest(name: str, choices: Iterable[str]) -> str:
+def nearest(name: str, choices: Iterable[str]) -> str:
     choices = list(choices)
     if near := difflib.get_close_matches(name, choices, n=1):
         return f"; did you mean {near[0]!r}?"

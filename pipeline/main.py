@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pipeline.arguments import parsed
-from pipeline.config import Config, dump, load
+from pipeline.config import Config, dump, typed
 from pipeline.errors import Lost, PipelineError
 from pipeline.plan import check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, measure, outcome, told
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _predict(options.run, options.images)
         if options.command == "compare":
             return _compare(options.runs, options.out)
-        config = check(_configuration(options))
+        config = check(typed(options.words, options.data_dir))
         if options.command == "config":
             print(dump(config), end="")
             return 0
@@ -143,15 +143,6 @@ def _compare(runs: Sequence[Path], picture: Path) -> int:
     for part in compare(runs, picture):
         say(part)
     return 0
-
-
-def _configuration(options: argparse.Namespace) -> Config:
-    words: list[str] = options.words
-    path = Path(words[0]) if words and "=" not in words[0] else None
-    config = load(path, words[1 if path else 0 :])
-    if options.data_dir is None:
-        return config
-    return config.model_copy(update={"data": config.data.model_copy(update={"root": options.data_dir})})
 
 
 if __name__ == "__main__":
