@@ -53,6 +53,13 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
         if name in STAGES or name in ("run", "bench"):
             command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
+    text = "a grid or random search of a sweep file of W&B, without its service: one trial after the other, in processes of their own"
+    command = commands.add_parser("sweep", help=text, description=text)
+    command.add_argument("file", type=Path, metavar="SWEEP.yaml", help="as configs/sweep.yaml")
+    command.add_argument("words", nargs="*", metavar="section.key=value", help="overrides, for every trial")
+    command.add_argument("--count", type=_count, metavar="N", help="trials at most")
+    command.add_argument("--seed", type=int, default=0, metavar="N", help="of what a random search draws")
+    command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
@@ -65,5 +72,5 @@ def _parser() -> argparse.ArgumentParser:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of seeds; give 1 or more before the configuration")
+        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
     return int(text)

@@ -16,7 +16,7 @@ from pipeline.plan import check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.claims import holder
 from pipeline.runtime.console import say
-from pipeline.runtime.launch import StopFlag, prepare_process, read_launch, speaks
+from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import run_seeds
 from pipeline.summary import closing_words
@@ -30,7 +30,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _predict(options.run, options.images)
         if options.command == "compare":
             return _compare(options.runs, options.out)
+        if options.command == "sweep":
+            return _sweep(options)
         config = check(typed(options.words, options.data_dir))
+        config = config.model_copy(update={"run": as_trial(config.run)})
         if options.command == "config":
             print(dump(config), end="")
             return 0
@@ -127,6 +130,13 @@ def _status(config: Config) -> int:
     if owner := holder(place / ".run"):
         print(f"{place} is being worked on by pid {owner.pid} on host {owner.host} since {owner.since}")
     return 0
+
+
+def _sweep(options: argparse.Namespace) -> int:
+    from pipeline.sweep import sweep
+
+    root = [f"data.root={options.data_dir}"] if options.data_dir else []
+    return sweep(options.file, [*options.words, *root], count=options.count, seed=options.seed)
 
 
 def _predict(run: Path, images: Sequence[Path]) -> int:

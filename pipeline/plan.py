@@ -142,6 +142,22 @@ def prepared(config: Config) -> PreparedData:
     return Plan(config, only_look).data
 
 
+def finished(config: Config, until: str) -> TrainedModel | None:
+    """What has been trained for `config`, if all up to the stage `until`, from `train` on, is fresh."""
+
+    def only_look(stage: Stage[A], *inputs: Input) -> A:
+        seen = look(config, stage, *inputs)
+        if seen.manifest is None:
+            raise LookupError(stage.name)
+        return artifact(stage, seen.place, seen.manifest)
+
+    plan = Plan(config, only_look)
+    with contextlib.suppress(LookupError):
+        _ = getattr(plan, TARGETS[until])
+        return plan.trained
+    return None
+
+
 def status(config: Config) -> dict[str, Look | None]:
     """Each stage as it stands, without running any; None where that depends on one before."""
     found: dict[str, Look | None] = dict.fromkeys(TARGETS)

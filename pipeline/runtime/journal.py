@@ -72,5 +72,10 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def at(path: Path, step: int) -> dict[str, Any]:
+    """All that a journal says of one step."""
+    return {name: value for line in read(path) if line["step"] == step for name, value in line.items()}
+
+
 def _line(values: Mapping[str, Any]) -> bytes:
     return (json.dumps(values) + "\n").encode()

@@ -7,6 +7,7 @@ import contextlib
 import ctypes
 import math
 import os
+import re
 import select
 import signal
 import threading
@@ -94,6 +95,17 @@ def _asked_of_accelerate(command_line: Path) -> int | None:
 def speaks() -> bool:
     """Whether this process, of those that make the same mistake, is the one to tell of it."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+
+
+def as_trial(run: RunConfig) -> RunConfig:
+    """`run` for a trial that the agent of a sweep of W&B has started: in `<folder>/sweep-<its id>`, a run folder for each run of W&B.
+
+    One that was preempted is started again as the same run, and finds its own.
+    """
+    sweep, trial = (re.sub(r"[^A-Za-z0-9._-]", "-", os.environ.get(name, "")) for name in ("WANDB_SWEEP_ID", "WANDB_RUN_ID"))
+    if not sweep or not trial:
+        return run
+    return run.model_copy(update={"folder": run.folder / f"sweep-{sweep}", "name": f"{run.name}-{trial}"})
 
 
 def prepare_process(run: RunConfig, launch: Launch) -> int:
