@@ -161,7 +161,7 @@ def draw(attempts: Sequence[Attempt], search: Search, picture: Path) -> None:
             values = [attempt.trial.parameters[name] for attempt in done]
             numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
             axis.plot(values if numbers else [str(value) for value in values], [a.values[search.metric.name] for a in done], "o", alpha=0.7)
-            if numbers and 0 < 20 * min(values) < max(values):
+            if numbers and 0 < 8 * min(values) <= max(values):
                 axis.set_xscale("log")
             axis.set_xlabel(name)
         axes[0].set_ylabel(search.metric.name)
