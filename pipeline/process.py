@@ -80,6 +80,7 @@ class Process:
                 write_status(self.place, STATES.get(code, "failed"), aside=claim, exit_code=code, message=message)
 
     def say(self, message: str) -> None:
+        console.leave_terminal()
         os.write(self.terminal, f"pipeline: {message}\n".encode())
 
     def stopping(self) -> bool:

@@ -1,17 +1,18 @@
 """Files from the web: resumed, checked by size and digest, and there only when whole."""
 
+import contextlib
 import hashlib
 import http.client
 import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
 
 from filelock import FileLock
-from tqdm import tqdm
 
 from pipeline.errors import DataError
+from pipeline.runtime.console import show_progress
+from pipeline.runtime.progress import Progress
 
 TIMEOUT = 30  # seconds without a byte
 TRIES = 3  # of each mirror
@@ -62,13 +63,13 @@ def _fetch(url: str, part: Path) -> None:
     with answer:
         resumed = have > 0 and answer.status == 206
         total = int(answer.headers.get("Content-Length") or 0) + (have if resumed else 0)
-        with part.open("ab" if resumed else "wb") as f, _bar(url, f.tell(), total) as bar:
+        with part.open("ab" if resumed else "wb") as f, contextlib.closing(_progress(url, f.tell(), total)) as progress:
             while block := answer.read(1 << 18):
                 f.write(block)
-                bar.update(len(block))
+                progress.step(len(block))
         if total and part.stat().st_size < total:
             raise OSError(f"cut off at {part.stat().st_size:,} of {total:,} bytes")
 
 
-def _bar(url: str, first: int, total: int) -> "tqdm[NoReturn]":
-    return tqdm(total=total or None, initial=first, unit="B", unit_scale=True, desc=url.rpartition("/")[2], leave=False)
+def _progress(url: str, first: int, total: int) -> Progress:
+    return show_progress(url.rpartition("/")[2], first=first, total=total or None, units="bytes")

@@ -1,18 +1,55 @@
-"""What a person sees while it runs: a bar on a terminal, a plain line an interval elsewhere."""
+"""What a person sees while it runs: lines on stdout; on stderr, if that is a terminal, how far it is, drawn below them.
 
-import datetime
+Elsewhere (a pipe, a log, `TERM=dumb`, `CI`) that is a plain line an interval. What is decided about it is decided here, in
+`moves` and `coloured`.
+"""
+
+import contextlib
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
 
-from tqdm import tqdm
+from pipeline.runtime.progress import Progress
+
+if TYPE_CHECKING:
+    from pipeline.runtime.live import Live
+
+PLAIN = str.maketrans({"±": "+-"})  # for a terminal without it
+
+_live: "Live | None" = None  # what is drawn below the lines just now
+
+
+def moves(stream: TextIO) -> bool:
+    """Whether what is on `stream` can be drawn over, and somebody is there to see it."""
+    watched = stream.isatty() and os.environ.get("CI", "").lower() in ("", "0", "false")
+    return watched and os.environ.get("TERM", "").lower() not in ("", "dumb", "unknown")
+
+
+def coloured(stream: TextIO) -> bool:
+    """Whether `stream` gets colours: see no-color.org and force-color.org."""
+    return not os.environ.get("NO_COLOR") and (moves(stream) or bool(os.environ.get("FORCE_COLOR")))
 
 
 def say(text: str) -> None:
+    """Whole lines, above what is drawn."""
+    if coloured(sys.stdout):
+        from pipeline.runtime.live import painted
+
+        text = painted(text)
+    with _live.aside() if _live else contextlib.nullcontext():
+        say_plainly(text)
+
+
+def say_plainly(text: str) -> None:
+    encoding = sys.stdout.encoding or "utf-8"
     try:
-        tqdm.write(text, file=sys.stdout)
-        sys.stdout.flush()
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
+    try:
+        print(text, flush=True)
     except BrokenPipeError:  # the reader, `head` say, has left; the run goes on
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
@@ -26,40 +63,42 @@ def write_to(log: Path) -> None:
     os.close(descriptor)
 
 
-class Progress:
-    """Counts `unit`s from `first` to `total`; `step` every time, `tell` at each interval."""
+@contextlib.contextmanager
+def working(what: str) -> Iterator[None]:
+    """Show that `what` goes on, on a terminal, and how far it is once that is told; at the end nothing is left of it."""
+    global _live
+    if _live is not None or not moves(sys.stderr):
+        yield
+        return
+    from pipeline.runtime.live import Live
 
-    def __init__(self, what: str, *, first: int, total: int, unit: str) -> None:
-        self._what, self._first, self._total = what, first, total
-        self._last: Mapping[str, str] = {}
-        self._also: Mapping[str, str] = {}
-        shape = "{desc} |{bar:8}| {n_fmt}/{total_fmt} eta {remaining}{postfix}"
-        self._bar = tqdm(total=total, initial=first, unit=unit, desc=what, leave=False, disable=not sys.stderr.isatty(), bar_format=shape)
+    _live = Live(what, sys.stderr, coloured=coloured(sys.stderr))
+    try:
+        yield
+    finally:
+        live, _live = _live, None
+        if live:
+            live.end()
 
-    def step(self, count: int = 1) -> None:
-        self._bar.update(count)
 
-    def tell(self, step: int, values: Mapping[str, str], seconds_left: float) -> None:
-        self._last = values
-        if self._bar.disable:
-            self._line(step, {**values, "eta": str(datetime.timedelta(seconds=round(seconds_left)))})
-        else:
-            self._bar.set_postfix_str(self._text({**values, **self._also}), refresh=False)
+def _forget() -> None:
+    """A forked process does not draw what its parent draws."""
+    global _live
+    _live = None
 
-    def tell_also(self, step: int, values: Mapping[str, str]) -> None:
-        """What comes more seldom: a line of its own, or the end of the bar until it comes again."""
-        self._also = values
-        if self._bar.disable:
-            self._line(step, values)
-        else:
-            self._bar.set_postfix_str(self._text({**self._last, **values}), refresh=False)
 
-    def _line(self, step: int, values: Mapping[str, str]) -> None:
-        say(f"{self._what} {step}/{self._total}  {self._text(values)}")
+os.register_at_fork(after_in_child=_forget)
 
-    @staticmethod
-    def _text(values: Mapping[str, str]) -> str:
-        return "  ".join(f"{name} {value}" for name, value in values.items())
 
-    def close(self) -> None:
-        self._bar.close()
+def leave_terminal() -> None:
+    """Take away what is drawn, for a thread that is about to end this process without its main thread."""
+    if _live is not None:
+        _live.end()
+
+
+def show_progress(what: str, *, first: int = 0, total: int | None, units: str, epoch: float | None = None) -> Progress:
+    """Of `what` is `working`: drawn if that is, else lines that are said."""
+    progress = Progress(what, first=first, total=total, units=units, epoch=epoch, line=None if _live else say)
+    if _live:
+        _live.progress = progress
+    return progress

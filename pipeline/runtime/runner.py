@@ -19,7 +19,7 @@ from pipeline.config import Config
 from pipeline.errors import DataError, PipelineError, TakenOver, of_the_machine
 from pipeline.runtime import claims, files
 from pipeline.runtime.claims import Claim
-from pipeline.runtime.console import say
+from pipeline.runtime.console import say, working
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, begun_before, commit, look
 
@@ -62,6 +62,7 @@ class Runner:
     force: str = ""
     on_stage: Callable[[str, Path, bool], None] = lambda name, place, done: None  # told when a stage begins and when it is done
     manifests: dict[str, Manifest] = field(default_factory=dict)
+    made: list[str] = field(default_factory=list)  # names of stages; the others were found fresh
     claims: list[Claim] = field(default_factory=list)  # what is ours: the run folder, and the stage that is being made
 
     @functools.cached_property
@@ -173,14 +174,17 @@ class Runner:
         began = time.monotonic()
         assert found.work is not None
         space = Workspace(found.work, self.config, self.stop, lambda: self.world, self.trackers, self.still_ours)
-        with files.named(found.work):
+        with files.named(found.work), working(stage.name):
             result = stage.function()(*inputs, space)
         return result, time.monotonic() - began
 
     def _commit(self, stage: Stage[A], found: Look, result: A, seconds: float) -> Look:
         world = self.__dict__.get("world")  # a stage that needed none has not opened it
         how = {} if world is None else {"world_size": world.size, "strategy": world.strategy, "device": world.device.type}
-        return commit(stage, found, result, seconds, how, self.claims[-1])
+        whole = commit(stage, found, result, seconds, how, self.claims[-1])
+        self.made.append(stage.name)
+        say(f"{stage.name}: done in {seconds:.1f} s")
+        return whole
 
     @contextlib.contextmanager
     def _claimed(self, place: Path) -> Iterator[Claim]:

@@ -60,7 +60,7 @@ class Arm:
         self._batches, self._learnt = steps(self.state, self.recipe, batches, world, config.run.workers)
         self._plain = batches.steps(0, ENDLESS, config.run.workers)
         space = dataclasses.replace(space, dir=Path(tempfile.mkdtemp(dir=space.dir)), open_world=lambda: world)
-        self._record = Record(space, self.state, steps=ENDLESS, batch_size=self.recipe.batch_size)
+        self._record = Record(space, self.state, steps=ENDLESS, batch_size=self.recipe.batch_size, epoch=self.recipe.per_epoch)
         self.threads, self._tf32 = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
         self._matmul = torch.get_float32_matmul_precision()
         self._steps(WARM_UP + 1 if self._learnt else 2)  # memory is asked for, programs are compiled, a step is recorded

@@ -1,5 +1,6 @@
 """Stage 3: trained weights -> what they do on the splits they have not learnt from."""
 
+import contextlib
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -19,7 +20,8 @@ from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Answers
 from pipeline.learning.state import write
 from pipeline.runtime import files
-from pipeline.runtime.console import say
+from pipeline.runtime.console import say, show_progress
+from pipeline.runtime.progress import Progress
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.world import World
 from pipeline.stages.artifacts import PreparedData, Report, TrainedModel
@@ -88,6 +90,7 @@ def answers(
     views: Sequence[View] = (),
     with_all: bool = False,
     stoppable: bool = False,
+    progress: Progress | None = None,
 ) -> list[Answers]:
     """What `model` says of each image, in the order of the split; then, if there are views, of all views of it together.
 
@@ -104,6 +107,8 @@ def answers(
             raise Stopped("stopped while evaluating; the trained model is kept, the same command goes on")
         several = _logits(model, batch.images, views, world)
         parts.append([Answers.of(logits, batch.labels, loss(logits, batch.labels), with_all=with_all) for logits in several])
+        if progress:
+            progress.step()
     model.train()
     places = np.concatenate(list(eval_rows(len(images), world, batch_size=batch_size)))
     return [_together(of_one_kind, places, len(images), world) for of_one_kind in zip(*parts, strict=True)]
@@ -147,10 +152,11 @@ def _answers(
     images = Images(data.open(split), space.world, trained.mean, trained.std)
     loss = functools.partial(LOSSES[trained.loss.name], **trained.loss.options)
     views = [functools.partial(VIEWS[spec.name], **spec.options) for spec in config.views]
-    classes = len(trained.classes)
-    with space.world.marks.watched("evaluate"):
-        with_all = classes <= FEW and len(images) * classes <= NUMBERS
-        found = answers(model, images, loss, space, views=views, with_all=with_all, stoppable=True)
+    with_all = len(trained.classes) <= FEW and len(images) * len(trained.classes) <= NUMBERS
+    batches = -(-len(images) // space.config.run.eval_batch_size) * len(space.world.shards)
+    progress = show_progress(f"evaluate {split}", total=batches, units="batches")
+    with space.world.marks.watched("evaluate"), contextlib.closing(progress):
+        found = answers(model, images, loss, space, views=views, with_all=with_all, stoppable=True, progress=progress)
     return dict(zip((split, f"{split}_views"), found, strict=False))
 
 

@@ -1,5 +1,6 @@
 """Stage 4: trained weights -> a folder that a stranger can use, proven equal to what was evaluated."""
 
+import contextlib
 import io
 import json
 import logging
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pipeline.config import ExportConfig
 from pipeline.errors import GateError, Stopped
 from pipeline.runtime import files
-from pipeline.runtime.console import say
+from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import ExportedModel, PreparedData, Report, TrainedModel
 from pipeline.stages.evaluate import load
@@ -50,9 +51,15 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
         GateError: ONNX and the eager model do not agree on the test split.
     """
     model = Exported(load(trained), trained.mean, trained.std).eval()
-    shutil.copyfile(trained.dir / "weights.safetensors", space.dir / "model.safetensors")
-    _write_onnx(model, data.shape, space.dir / "model.onnx")
-    exported = _compare(model, data, config.tolerance, space)
+    with contextlib.closing(show_progress("export", total=3, units="parts")) as progress:
+        progress.doing("writing model.safetensors")
+        shutil.copyfile(trained.dir / "weights.safetensors", space.dir / "model.safetensors")
+        progress.step()
+        progress.doing("writing model.onnx")
+        _write_onnx(model, data.shape, space.dir / "model.onnx")
+        progress.step()
+        progress.doing("comparing both on the test images")
+        exported = _compare(model, data, config.tolerance, space)
     about = {"model": trained.model.model_dump(), **trained.model_dump(mode="json", include={"shape", "classes", "mean", "std"})}
     files.write_json(space.dir / "model.json", about)
     files.write_whole(space.dir / "README.md", _card(data, trained, report, exported, space))

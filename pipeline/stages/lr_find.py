@@ -15,7 +15,7 @@ from pipeline.errors import GateError, Stopped
 from pipeline.learning.schedules import diverged, range_test_rate, suggest
 from pipeline.learning.start import Beginning
 from pipeline.runtime import files
-from pipeline.runtime.console import Progress, say
+from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import PreparedData, RateTest
 from pipeline.stages.recipe import Recipe, initial_state, normalisation
@@ -37,7 +37,7 @@ def lr_find(config: TrainConfig, data: PreparedData, _: Beginning, space: Worksp
     state, parts = initial_state(recipe, data, images, world)
     rates: list[float] = []
     losses: list[float] = []
-    progress = Progress("lr-find", first=0, total=STEPS, unit="step")
+    progress = show_progress("lr-find", total=STEPS, units="steps")
     for step, batch in enumerate(recipe.batches(images, data, world, parts).steps(0, STEPS, space.config.run.workers)):
         if world.stopping():
             raise Stopped("stopped while looking for a rate; the same command starts again")

@@ -22,7 +22,7 @@ from pipeline.data.datasets import RawData
 from pipeline.data.images import grid, pixels
 from pipeline.data.raw import RawDataset, RawSplit
 from pipeline.errors import DataError, PipelineError
-from pipeline.runtime.console import Progress, say
+from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.launch import StopFlag
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.signals import STOP_SIGNALS, die_with_parent
@@ -47,7 +47,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
     shape = pixels(raw.train.images[0], config.channels, size).shape
     seen = {name: _Seen(shape[0]) for name in splits}
     written: dict[str, list[str]] = {}
-    progress = Progress("prepare", first=0, total=sum(len(index) for _, index in splits.values()), unit="image")
+    progress = show_progress("prepare", total=sum(len(index) for _, index in splits.values()), units="images")
     for name, (split, index) in splits.items():
         written[name] = []
         for k, start in enumerate(range(0, len(index), shards.rows_a_shard(shape))):

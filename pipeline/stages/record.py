@@ -16,7 +16,7 @@ from pipeline.errors import GateError, PipelineError
 from pipeline.learning import state as checkpoints
 from pipeline.learning.state import Snapshot, TrainState
 from pipeline.runtime import journal
-from pipeline.runtime.console import Progress, say
+from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.journal import Journal
 from pipeline.runtime.runner import Workspace
 
@@ -27,8 +27,8 @@ NONE_FINITE = f"no finite loss or gradient in {HOPELESS} steps"
 class Record:
     """The clock, the journals and the progress of one training; files are written by the main process."""
 
-    def __init__(self, space: Workspace, state: TrainState, *, steps: int, batch_size: int) -> None:
-        self._space, self._state, self._steps, self._batch_size = space, state, steps, batch_size
+    def __init__(self, space: Workspace, state: TrainState, *, steps: int, batch_size: int, epoch: float) -> None:
+        self._space, self._state, self._batch_size = space, state, batch_size
         self._mark = time.monotonic()
         self._told = state.step, state.seconds, space.world.marks.waited
         self._writer = ThreadPoolExecutor(1, "checkpoint")
@@ -40,7 +40,7 @@ class Record:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
             self._timings = Journal(space.dir / "timings.jsonl", step=state.step)
             self._timings.append(state.step, {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
-            self._progress = Progress("train", first=state.step, total=steps, unit="step")
+            self._progress = show_progress("train", first=state.step, total=steps, units="steps", epoch=epoch)
 
     def __enter__(self) -> "Record":
         return self
@@ -94,11 +94,11 @@ class Record:
                 self._write({"train/loss": means["loss"], "train/accuracy": means["accuracy"], "train/lr": lr, **slope}, timings)
                 shown = {
                     "loss": f"{means['loss']:.4f}",
+                    "accuracy": f"{means['accuracy']:.4f}",
                     "lr": f"{lr:.3g}",
                     "images/s": f"{speed:,.0f}",
-                    "accuracy": f"{means['accuracy']:.4f}",
                 }
-                self._progress.tell(state.step, shown, (self._steps - state.step) * self._batch_size / speed)
+                self._progress.tell(shown)
 
     def _timed(self) -> dict[str, float]:
         """Of this process, since the last time; its memory since it began."""
@@ -117,7 +117,7 @@ class Record:
         _refuse_divergence(means, self._state.step)
         if self._space.world.is_main:
             self._write({f"validation/{name}": value for name, value in means.items() if name != "step"}, {})
-            self._progress.tell_also(self._state.step, {"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
+            self._progress.tell_also({"validation": f"{means['accuracy']:.4f} (loss {means['loss']:.4f})"})
 
     def save(self, keep: int) -> None:
         """Take a checkpoint, which is written while training goes on; the one before has been written by then.

@@ -55,7 +55,8 @@ def _train(
         raise PipelineError(f"{short}; make room, lower run.keep, or choose another run.artifacts folder")
 
     say(f"train: {world}")
-    with Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size) as record, world.marks.watched("train"):
+    record = Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size, epoch=recipe.per_epoch)
+    with record, world.marks.watched("train"):
         each, learnt = steps(state, recipe, batches, world, run.workers)
         for batch in world.marks.each(each):
             lr = recipe.lr(state)

@@ -1,0 +1,79 @@
+"""What a person sees: on a terminal how far it is, below whole lines, and nothing of it afterwards; elsewhere plain lines."""
+
+import os
+import re
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from cluster import until
+from conftest import TINY
+from processes import begin
+from terminal import NOT_CI, Terminal
+
+LONG = [*TINY, "train.epochs=4000"]
+BAR = "━"
+
+
+def run_on(terminal: Terminal, folder: Path, words: list[str], environment: Mapping[str, str] = NOT_CI, out: bool = True) -> int:
+    (process,) = begin(folder, words, before=terminal.before(out=out), environment=environment)
+    process.join(200)
+    terminal.close()
+    assert process.exitcode is not None
+    return process.exitcode
+
+
+@pytest.mark.parametrize("columns", [80, 50])
+def test_a_terminal_shows_how_far_it_is_and_keeps_whole_lines_alone(tmp_path: Path, columns: int) -> None:
+    terminal = Terminal(columns)
+    assert run_on(terminal, tmp_path, ["train", *TINY, "train.epochs=60", "train.validate_every=10"]) == 0
+    before = [lines for lines in terminal.before_each_clearing() if lines and lines[-1].startswith(" validation")][-1]
+    bar, values = before[-3:-1]
+    assert "train: 1 process (single) on cpu" in "".join(before)
+    assert bar.startswith(" train ")
+    assert BAR * 8 in bar
+    assert values.split()[0] == "loss"
+    assert values.split()[2] == "accuracy"
+    left = terminal.shown()
+    assert not any(BAR in line for line in left)
+    assert [line for line in left if line.startswith("train: done in ")]
+    assert left[0] == "prepare: first time"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 75), (signal.SIGTERM, 75), (signal.SIGKILL, -signal.SIGKILL)])
+def test_a_run_that_is_stopped_leaves_a_terminal_as_it_was(tmp_path: Path, number: signal.Signals, code: int) -> None:
+    terminal = Terminal()
+    (process,) = begin(tmp_path, ["train", *LONG], before=terminal.before(), environment=NOT_CI)
+    until(lambda: b"accuracy" in terminal.written, 60, lambda: terminal.written.decode())
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+    terminal.close()
+    assert process.exitcode == code
+    left = terminal.shown()  # also sees that the cursor is
+    if number != signal.SIGKILL:
+        assert left[-1].startswith("pipeline: stopped after step ") or left[-2].startswith("pipeline: stopped after step ")
+        assert not any(BAR in line for line in left)
+
+
+def test_an_error_leaves_no_half_bar(tmp_path: Path) -> None:
+    terminal = Terminal()
+    assert run_on(terminal, tmp_path, ["train", *TINY, "train.lr=1e9", "train.schedule=constant"]) == 4
+    assert not any(BAR in line for line in terminal.shown())
+    assert any(line.startswith("pipeline: ") for line in terminal.shown())
+
+
+@pytest.mark.parametrize("plain", [{"CI": "true"}, {"TERM": "dumb"}])
+def test_where_nobody_watches_there_are_plain_lines(tmp_path: Path, plain: Mapping[str, str]) -> None:
+    terminal = Terminal()
+    assert run_on(terminal, tmp_path, ["train", *TINY], {**NOT_CI, **plain}) == 0
+    assert b"\x1b" not in terminal.written
+    assert b"train 5/" in terminal.written
+
+
+def test_no_color_moves_without_colours(tmp_path: Path) -> None:
+    terminal = Terminal()
+    assert run_on(terminal, tmp_path, ["train", *TINY], {**NOT_CI, "NO_COLOR": "1"}) == 0
+    assert b" train " in terminal.written
+    assert not re.search(rb"\x1b\[[0-9;]*m", terminal.written)
