@@ -4,64 +4,134 @@ import functools
 import json
 import math
 import os
+import random
 import signal
 import sys
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import wandb_file
 from conftest import TINY, Run
-from processes import below, launch
+from processes import Ended, begin, below, launch
+from tracking import configuration, described, exit_codes, lives, of_record, points, run_id, settled, steps
 
 from bench.faults import nonfinite
+from pipeline.runtime.trackers.wandb import file
 
 WANDB = "run.trackers=[wandb]"
 
 
-def steps(path: Path) -> list[int]:
-    return [line["step"] for line in wandb_file.history(path) if "train/loss" in line]
+@dataclass(frozen=True)
+class Whole:
+    """A run of all stages, undisturbed."""
+
+    folder: Path
+    ended: Ended
+
+    @property
+    def path(self) -> Path:
+        (path,) = lives(self.folder)
+        return path
 
 
-def offline_files(folder: Path) -> list[Path]:
-    return sorted((folder / "runs/tiny/wandb").glob("offline-run-*/*.wandb"))
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp("whole")
+    recipe = ["train.metric=loss", "train.epochs=6", "train.schedule=constant", "train.lr=0.2"]  # which is best before it ends
+    return Whole(folder, launch(folder, ["run", *TINY, WANDB, *recipe, "--json"]))
 
 
-def test_everything_reaches_an_offline_run_without_a_prompt(run: Run, tmp_path: Path) -> None:
-    ended = run(WANDB)
-    assert ended.code == 0, ended.output
-    assert "wandb: offline, run" in ended.output
-    (path,) = offline_files(tmp_path)
-    mirrored = {line["step"]: line["train/loss"] for line in wandb_file.history(path) if "train/loss" in line}
-    record = [json.loads(line) for line in (tmp_path / "runs/tiny/metrics.jsonl").read_text().splitlines()]
+def test_everything_reaches_an_offline_run_without_a_prompt(whole: Whole) -> None:
+    assert whole.ended.code == 0, whole.ended.output
+    assert "wandb: offline, run" in whole.ended.output
+    mirrored = {row["step"]: row["train/loss"] for row in file.history(whole.path) if "train/loss" in row}
+    record = [json.loads(line) for line in (whole.folder / "runs/tiny/metrics.jsonl").read_text().splitlines()]
     assert mirrored == {line["step"]: line["train/loss"] for line in record if "train/loss" in line}
-    names = {name for line in wandb_file.history(path) for name in line}
-    assert wandb_file.summary(path)["test/accuracy"] == ended.summary["test_accuracy"]
-    assert {"validation/accuracy", "images/s", "curves", "confusion", "samples"} <= {n.split(".")[0] for n in names}
-    assert set(wandb_file.artifacts(path)) == {("tiny", "model"), ("tiny-export", "export")}
+    assert points(whole.path) == of_record(whole.folder)
+    assert all("images/s" in row for row in file.history(whole.path) if "train/loss" in row)
+    assert exit_codes(whole.path) == [0]
+
+
+def test_results_and_the_best_values_are_in_the_summary(whole: Whole) -> None:
+    summary = file.summary(whole.path)
+    validations = [row for row in file.history(whole.path) if "validation/loss" in row]
+    assert summary["test/accuracy"] == whole.ended.summary["test_accuracy"]
+    assert summary["best/validation/accuracy"] == max(row["validation/accuracy"] for row in validations)
+    assert summary["best/validation/loss"] == min(row["validation/loss"] for row in validations)
+
+
+def test_the_run_says_what_it_is_how_it_is_done_and_by_which_code(whole: Whole) -> None:
+    assert described(whole.path).display_name == "tiny"
+    assert [*described(whole.path).tags] == ["synthetic", "lenet", "sgd"]
+    config = configuration(whole.path)
+    assert config["train"]["lr"] == 0.2
+    assert (config["environment"]["world_size"], config["environment"]["torch"]) == (1, config["code"]["packages"]["torch"])
+    links = [path for path in (whole.folder / "runs/tiny").iterdir() if path.name in ("prepare", "train", "evaluate", "export")]
+    assert config["fingerprints"] == {link.name: link.resolve().name for link in links}
+
+
+def test_its_curves_are_over_the_steps_of_training(whole: Whole) -> None:
+    defined = [record.metric for record in file.records(whole.path) if record.WhichOneof("record_type") == "metric"]
+    assert [(metric.name or metric.glob_name, metric.step_metric) for metric in defined] == [("step", ""), ("*", "step")]
+
+
+def test_runs_of_several_seeds_are_a_group(tmp_path: Path) -> None:
+    assert launch(tmp_path, ["seeds", "2", *TINY, "train.epochs=1", WANDB]).code == 0
+    settled(tmp_path)
+    found = sorted((described(path).display_name, described(path).run_group) for path in tmp_path.rglob("*.wandb"))
+    assert found == [("tiny-seed-0", "tiny"), ("tiny-seed-1", "tiny")]
+
+
+def test_the_predictions_are_shown_with_their_images(whole: Whole) -> None:
+    names = {name.split(".")[0] for row in file.history(whole.path) for name in row}
+    assert {"curves", "confusion", "samples", "predictions", "confusion_matrix_table"} <= names
+    (table,) = (whole.path.parent / "files/media/table").glob("predictions_*")
+    content = json.loads(table.read_text())
+    assert content["columns"] == ["image", "label", "predicted", "confidence", "correct"]
+    assert len(content["data"]) == 57, "all of so few"
+    correct = [row[-1] for row in content["data"]]
+    assert correct == sorted(correct), "mistakes first"
+    surest = [row[3] for row in content["data"] if not row[-1]]
+    assert surest == sorted(surest, reverse=True)
+
+
+def test_artifacts_are_where_they_were_made_and_name_what_they_are_made_from(whole: Whole) -> None:
+    made = [a for a in file.artifacts(whole.path) if a.type != "run_table"]
+    found = {(a.name, a.type, *(alias for alias in sorted(a.aliases) if alias != "latest")) for a in made}
+    models = {("tiny", "model", "best"), ("tiny", "model", "last")}
+    assert found == {("synthetic-data", "dataset"), *models, ("tiny-report", "report"), ("tiny-export", "export")}
+    (data,) = (a for a in made if a.type == "dataset")
+    assert all(entry.ref.startswith("file:///") for entry in data.manifest.contents), "data are never copied"
+    assert {a.type for a in made if a.use_after_commit} == {"dataset", "model"}, "inputs"
+    sent = [entry for a in made if a.type != "dataset" for entry in a.manifest.contents]
+    assert all(Path(entry.local_path).is_relative_to((whole.folder / "artifacts").absolute()) for entry in sent), "nor is what was made"
+    metadata = json.loads(next(a for a in made if "best" in a.aliases).metadata)
+    assert {"step", "loss", "precision", "classes", "fingerprint", "digest"} <= metadata.keys()
 
 
 def test_a_restart_is_the_same_run_and_tells_no_step_twice(run: Run, tmp_path: Path) -> None:
     stops = WANDB
     assert run(stops, until="train", stop_at=20).code == 75
     assert run(stops, until="train").code == 0
-    first, second = offline_files(tmp_path)
-    assert wandb_file.run_id(first) == wandb_file.run_id(second)
-    assert [*steps(first), *steps(second)] == [*range(5, 61, 5), 61]
+    first, second = lives(tmp_path)
+    assert run_id(first) == run_id(second)
+    assert steps(first, second) == [*range(5, 61, 5), 61]
 
 
 def test_going_back_to_a_checkpoint_it_tells_no_step_twice(run: Run, tmp_path: Path) -> None:
     case = nonfinite.Case("", "loss", math.nan, range(27, 28), 1, 0, "")
     ended = run(WANDB, "train.nonfinite=restore", until="train", before=functools.partial(nonfinite.breaks, case=case))
     assert "going on from step-000000020" in ended.output
-    (path,) = offline_files(tmp_path)
+    (path,) = lives(tmp_path)
     assert steps(path) == [*range(5, 61, 5), 61]
 
 
 def test_another_recipe_is_another_run(run: Run, tmp_path: Path) -> None:
     run(WANDB, until="train")
     run(WANDB, "train.lr=0.01", until="train")
-    assert len({wandb_file.run_id(path) for path in offline_files(tmp_path)}) == 2
+    assert len({run_id(path) for path in lives(tmp_path)}) == 2
 
 
 def test_without_its_server_it_goes_on_offline_and_keeps_every_point(run: Run, tmp_path: Path) -> None:
@@ -69,8 +139,7 @@ def test_without_its_server_it_goes_on_offline_and_keeps_every_point(run: Run, t
     ended = launch(tmp_path, ["train", *TINY, WANDB], environment=online)
     assert ended.code == 0, ended.output
     assert "connection refused; going on offline" in ended.output
-    (path,) = offline_files(tmp_path)
-    assert steps(path) == [*range(5, 61, 5), 61]
+    assert steps(*lives(tmp_path)) == [*range(5, 61, 5), 61]
 
 
 @pytest.mark.parametrize("way", ["dies", "stops", "cannot be started"])
@@ -110,9 +179,9 @@ def _with_little_room(rank: int) -> None:
 def test_what_is_told_is_told_in_spite_of_a_signal_to_all(run: Run, tmp_path: Path) -> None:
     ended = run(WANDB, until="train", before=_interrupt_all)
     assert ended.code == 75, ended.output
-    (path,) = offline_files(tmp_path)
+    (path,) = lives(tmp_path)
     assert steps(path) == [5, 10, 15, 20]
-    assert [r.exit.exit_code for r in wandb_file.records(path) if r.WhichOneof("record_type") == "exit"] == [75]
+    assert exit_codes(path) == [75]
 
 
 def _interrupt_all(_: int) -> None:
@@ -141,14 +210,72 @@ def _at_step_20(then: Callable[[], object]) -> None:
 def test_killed_and_started_again_at_once_it_tells_every_step_once(run: Run, tmp_path: Path) -> None:
     assert run(WANDB, until="train", kill_at=30).code == -signal.SIGKILL
     assert run(WANDB, until="train").code == 0
-    first, second = offline_files(tmp_path)
-    assert wandb_file.run_id(first) == wandb_file.run_id(second)
-    assert [*steps(first), *steps(second)] == [*range(5, 61, 5), 61]
+    found = lives(tmp_path)
+    assert len({run_id(path) for path in found}) == 1
+    assert points(*found) == of_record(tmp_path)
+
+
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_told_once(tmp_path: Path, seed: int) -> None:
+    draw = random.Random(seed)
+    words = ["train", *TINY, WANDB, "run.log_every=2", "train.epochs=100", "train.validate_every=4"]
+    for _ in range(2 + seed):
+        (process,) = begin(tmp_path, words)
+        time.sleep(draw.uniform(0.5, 2.5))
+        doomed = [*below(process.pid or 0), process.pid or 0]
+        for pid in draw.sample(doomed, len(doomed)):
+            _send(signal.SIGKILL, pid)
+        process.join()
+    assert launch(tmp_path, words).code == 0
+    assert points(*lives(tmp_path)) == of_record(tmp_path)
+
+
+def test_what_a_file_lacks_that_was_cut_short_is_told_by_the_next_life(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, until="train", stop_at=40).code == 75
+    (first,) = lives(tmp_path)
+    while len(steps(first)) > 4:
+        os.truncate(first, first.stat().st_size - 100)
+    assert run(WANDB, until="train").code == 0
+    assert points(*lives(tmp_path)) == of_record(tmp_path)
+
+
+def test_an_evaluation_alone_goes_on_with_the_run_and_tells_what_it_lacks(run: Run, tmp_path: Path) -> None:
+    assert run(until="train").code == 0
+    assert run(WANDB).code == 0
+    (path,) = lives(tmp_path)
+    assert points(path) == of_record(tmp_path)
+    assert {a.type for a in file.artifacts(path)} >= {"dataset", "model", "report", "export"}
+    run(WANDB, "--force=evaluate")
+    again = lives(tmp_path)[-1]
+    assert (run_id(again), steps(again), file.artifacts(again)) == (run_id(path), [], []), "all was told"
+
+
+def test_with_all_fresh_nobody_is_told(run: Run, tmp_path: Path) -> None:
+    assert run(until="train").code == 0
+    assert run(WANDB, until="train").code == 0
+    assert lives(tmp_path) == []
+
+
+def test_the_run_of_a_sweep_is_the_one_that_its_agent_has_begun(tmp_path: Path) -> None:
+    for trial in ("abcd0001", "abcd0002"):
+        environment = {"WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": trial, "WANDB_PROJECT": "mine"}
+        assert launch(tmp_path, ["train", *TINY, WANDB], environment=environment).code == 0
+    first, second = lives(tmp_path)
+    assert (run_id(first), run_id(second)) == ("abcd0001", "abcd0002")
+    assert described(second).project == "mine"
+    assert points(first) == points(second) == of_record(tmp_path), "though it has been trained before"
+
+
+def test_disabled_it_leaves_nothing(run: Run, tmp_path: Path) -> None:
+    ended = run("run.trackers=[{name: wandb, mode: disabled}]", until="evaluate")
+    assert ended.code == 0
+    assert "without it" not in ended.output
+    assert lives(tmp_path) == []
 
 
 def test_the_process_that_trains_never_imports_the_client(run: Run, tmp_path: Path) -> None:
     assert run(WANDB, before=_without_client).code == 0
-    (path,) = offline_files(tmp_path)
+    (path,) = lives(tmp_path)
     assert steps(path) == [*range(5, 61, 5), 61]
 
 

@@ -14,7 +14,7 @@ from pipeline.config import Spec
 from pipeline.errors import ConfigError
 from pipeline.learning.models import build
 from pipeline.runtime.files import MANIFEST
-from pipeline.runtime.trackers import fetch
+from pipeline.runtime.trackers.wandb.fetch import fetch
 
 REFERENCE = "me/pipeline/tiny:best"
 FILES = {"weights.safetensors": bytes(range(256)) * 300, "notes/read.me": b"best of five\n"}

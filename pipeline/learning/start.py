@@ -13,7 +13,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.learning.inits import INITS
 from pipeline.runtime import files
 from pipeline.runtime.console import say
-from pipeline.runtime.trackers import fetch
+from pipeline.runtime.trackers.wandb.fetch import fetch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -3,57 +3,84 @@
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.runtime.aside import LASTING, Aside
+from pipeline.runtime.aside import LOG, Aside
 from pipeline.runtime.console import say
+
+STAGES = ("prepare", "train", "evaluate", "export")  # of whose artifacts trackers are told
 
 
 class Trackers:
-    """All trackers of the run as one, for the process that trains. Nothing here waits, but for `close`; nothing raises."""
+    """All trackers of the run as one, for the process that trains. Nothing here waits, but for `close`; nothing raises.
+
+    They are opened when training begins, or another stage has been made; a run in which all was fresh has nothing to tell, unless it
+    was started as somebody else's run (a trial of a sweep). Whenever they are, they get what they lack of the record.
+    """
 
     def __init__(self, config: Config, folder: Path) -> None:
         self._config, self._folder = config, folder
-        self.training = folder  # the artifact of the training that is told of, once it is known
         self.ours: Callable[[], bool] = lambda: True  # whether this life of the run is still the one to tell
         self._wanted = bool(config.run.trackers)
+        self._training: Path | None = None  # the artifact that is told of, once it is known
+        self._made: dict[str, Path] = {}
+        self._facts: dict[str, Any] = {}
         self._aside: Aside | None = None
-        self._held: dict[Path, int] = {}  # folders, by descriptor
 
-    def begin(self) -> None:
-        """Have the trackers opened, which takes them a while, before there is anything to tell."""
+    def begin(self, training: Path) -> None:
+        """Have the trackers opened, which takes them a while, for a training that is to be done in this folder."""
+        self._training = training
         self._tell()
 
-    def log(self, step: int, values: Mapping[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
         self._tell("log", step, values)
+
+    def record(self) -> None:
+        """There are journals, with what has been kept of earlier lives."""
+        self._tell("record")
+
+    def facts(self, **values: Any) -> None:
+        """How it is done, for the configuration that the trackers show."""
+        self._facts |= values
+        if self._aside is not None:
+            self._tell("facts", values)
 
     def results(self, values: Mapping[str, float]) -> None:
         self._tell("results", values)
 
-    def picture(self, name: str, path: Path) -> None:
-        self._tell("picture", name, path)
-
-    def artifact(self, name: str, kind: str, paths: Sequence[Path], facts: Mapping[str, Any]) -> None:
-        self._tell("artifact", name, kind, paths, facts)
+    def made(self, stage: str, place: Path, *, anew: bool) -> None:
+        """A stage is done; `anew`, or found so."""
+        if stage not in STAGES:
+            return
+        self._made[stage] = place
+        if stage == "train":
+            self._training = place
+        if self._aside is not None:
+            for line in self._of(stage):
+                self._tell(*line)
+        elif self._training is not None and (anew or "WANDB_RUN_ID" in os.environ):
+            self._tell()
 
     def close(self, exit_code: int) -> None:
-        """Wait until all has been told, `PATIENCE` seconds at most."""
+        """Wait until all has been told, `PATIENCE` seconds at most: what is left is sent with nobody waiting."""
         if self._aside is not None and self.ours():
             self._tell("close", exit_code, last=True)
             self._drop()
+
+    def _of(self, stage: str) -> list[tuple[object, ...]]:
+        return [*([("record",)] if stage == "train" else []), ("made", stage, str(self._made[stage]))]
 
     def _tell(self, *what: object, last: bool = False) -> None:
         if not (self._wanted and self.ours()):
             return
         try:
             if self._aside is None:
-                self._aside = Aside(self.training)
-                self._aside.tell(self._line(sys.argv, self._config.model_dump(mode="json"), str(self._folder)))
+                self._aside = self._opened()
             if what:
-                self._aside.tell(self._line(*what))
+                self._aside.tell(_line(*what))
             if last:
                 self._aside.finish()
         except OSError as error:
@@ -61,20 +88,19 @@ class Trackers:
             self._wanted = False
             self._drop()
 
-    def _line(self, *what: object) -> bytes:
-        return json.dumps(what, default=self._lasting).encode() + b"\n"
-
-    def _lasting(self, path: Path) -> str:
-        """A name of `path` that holds, by a descriptor of its folder: a stage's gets another when it is whole, before this is read."""
-        if not LASTING:
-            return str(path.absolute())
-        if path.parent not in self._held:
-            self._held[path.parent] = os.open(path.parent, os.O_RDONLY)
-        return f"/proc/{os.getpid()}/fd/{self._held[path.parent]}/{path.name}"
+    def _opened(self) -> Aside:
+        assert self._training is not None
+        opened = Aside(self._training, self._folder / LOG)
+        first = (sys.argv, self._config.model_dump(mode="json"), str(self._folder))
+        for line in (first, ("facts", self._facts), *(line for stage in self._made for line in self._of(stage))):
+            opened.tell(_line(*line))
+        return opened
 
     def _drop(self) -> None:
         if self._aside is not None:
             self._aside.end()
         self._aside = None
-        while self._held:
-            os.close(self._held.popitem()[1])
+
+
+def _line(*what: object) -> bytes:
+    return json.dumps(what).encode() + b"\n"

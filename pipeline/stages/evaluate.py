@@ -182,7 +182,5 @@ def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: Tra
 
     (space.dir / "report").mkdir(exist_ok=True)
     files.write_json(space.dir / "metrics.json", {"weights": trained.selected, **measured})
-    pictures = report.write(space.dir / "report", measured, data, trained, space.config)
+    report.write(space.dir / "report", measured, data, trained, space.config)
     space.trackers.results({f"{name}/{k}": v for name, values in measured.items() for k, v in _numbers(values).items()})
-    for name, path in {**pictures, "samples": data.dir / "samples.png"}.items():
-        space.trackers.picture(name, path)

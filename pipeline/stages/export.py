@@ -63,8 +63,6 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
     about = {"model": trained.model.model_dump(), **trained.model_dump(mode="json", include={"shape", "classes", "mean", "std"})}
     files.write_json(space.dir / "model.json", about)
     files.write_whole(space.dir / "README.md", _card(data, trained, report, exported, space))
-    paths = [space.dir / name for name in exported.files()]
-    space.trackers.artifact(f"{space.config.run.name}-export", "export", paths, report.test)
     return exported
 
 

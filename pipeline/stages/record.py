@@ -40,6 +40,7 @@ class Record:
             self._metrics = Journal(space.dir / "metrics.jsonl", step=state.step)
             self._timings = Journal(space.dir / "timings.jsonl", step=state.step)
             self._timings.append(state.step, {"start": datetime.datetime.now().astimezone().isoformat(timespec="seconds")})
+            space.trackers.record()
             self._progress = show_progress("train", first=state.step, total=steps, units="steps", epoch=epoch)
 
     def __enter__(self) -> "Record":

@@ -55,6 +55,8 @@ def _train(
         raise PipelineError(f"{short}; make room, lower run.keep, or choose another run.artifacts folder")
 
     say(f"train: {world}")
+    if world.is_main:
+        space.trackers.facts(environment={**world.environment, "world_size": world.size})
     record = Record(space, state, steps=recipe.steps, batch_size=recipe.batch_size, epoch=recipe.per_epoch)
     with record, world.marks.watched("train"):
         each, learnt = steps(state, recipe, batches, world, run.workers)
@@ -106,12 +108,13 @@ def finish(state: TrainState, recipe: Recipe, data: PreparedData, space: Workspa
     images = state.step * recipe.batch_size
     if space.world.is_main:
         checkpoints.write(last if found is None else state.best, space.dir / "weights.safetensors")
+        if selected["step"] != state.step and space.config.run.trackers:
+            checkpoints.write(last, space.dir / "last.safetensors")  # to be told of
         timing = {"seconds": state.seconds, "images": images, "images_per_second": images / max(state.seconds, 1e-9)}
         files.write_json(space.dir / "timing.json", timing)
         early = f"; ended early, {config.patience} validations after the best" if state.step < recipe.steps else ""
         speed = f"{state.step} steps in {state.seconds:.1f} s, {timing['images_per_second']:,.0f} images/s"
         say(f"train: {speed}; kept step {selected['step']}, by {selected['by']}{_value(selected, metric)}{early}")
-        space.trackers.artifact(space.config.run.name, "model", [space.dir / "weights.safetensors"], selected)
     mean, std = normalisation(config, data)
     return TrainedModel(
         dir=space.dir,

@@ -1,0 +1,149 @@
+"""The process aside itself, which tells the trackers.
+
+Down the pipe comes a JSON list a line: [what was typed, configuration, run folder] first; then ["record"], whenever there are journals:
+to tell of all that they hold, but for what a tracker has of earlier lives; and [method of `Tracker`, argument, ...] again and again.
+
+When the pipe ends, the process that trains is gone, however it went: this one tells the rest, and is gone `ALONE` seconds later at the
+latest. After a "close" it may go on sending for `AFTERWARDS` seconds, with nobody waiting for it.
+"""
+
+import contextlib
+import ctypes
+import json
+import os
+import queue
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.config import Config
+from pipeline.runtime import journal
+from pipeline.runtime.aside import AFTERWARDS, LINUX, PATIENCE, below, kill, locked
+from pipeline.runtime.console import say
+from pipeline.runtime.trackers import TRACKERS, Tracker
+
+ALONE = 4.0  # seconds
+EARLIER = AFTERWARDS + 5.0  # seconds that the process aside of an earlier life, which may be sending yet, is waited for
+NICE = 10  # where cores are few, those that train go first
+PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
+OPEN: dict[str, Tracker] = {}  # by name, as in TRACKERS
+
+
+def main() -> None:
+    """Tell the trackers what comes down the pipe."""
+    _, pipe, said, folder, lock, training = sys.argv
+    for descriptor in (pipe, said, folder, lock):
+        os.set_inheritable(int(descriptor), False)  # out of reach of what a client starts, which may stay longer
+    os.dup2(int(lock), 0)  # but for the lock, which is free when all are gone
+    sys.stdout = os.fdopen(int(said), "w")
+    os.nice(NICE)
+    if LINUX:
+        ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopt what a client's service leaves behind
+    lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    turn = threading.Event()
+    threading.Thread(target=_receive, args=(int(pipe), lines, turn), daemon=True).start()
+    deadline = time.monotonic() + EARLIER
+    while not locked(int(lock)) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    turn.set()
+    if first := lines.get():
+        sys.argv, values, place = json.loads(first)  # as clients note it
+        _tell_all(lines, Config.model_validate(values), Path(place), Path(f"/proc/self/fd/{folder}" if LINUX else training))
+    _leave(0)
+
+
+def _receive(pipe: int, lines: "queue.SimpleQueue[bytes]", turn: threading.Event) -> None:
+    """Put whole lines from `pipe` into `lines`, as they come, whatever a client is about; an empty one when there will be no more."""
+    closed = False
+    for line in os.fdopen(pipe, "rb"):
+        if line.endswith(b"\n"):
+            lines.put(line)
+            closed = line.startswith(b'["close"')
+        if closed:
+            threading.Thread(target=_be_gone, args=(turn,), daemon=True).start()
+    if not closed:
+        lines.put(b"")
+        time.sleep(ALONE)
+        _leave(1)
+
+
+def _be_gone(turn: threading.Event) -> None:
+    """Say what is left to do before nobody listens any more, and end in time."""
+    time.sleep(PATIENCE * 0.75)
+    for name, tracker in list(OPEN.items()):
+        if tracker.later:
+            say(f"{name}: not all is sent yet; that goes on for up to {AFTERWARDS / 60:.0f} minutes; then {tracker.later}")
+    turn.wait()  # an earlier one may be sending yet
+    time.sleep(AFTERWARDS)
+    _leave(1)
+
+
+def _leave(code: int) -> None:
+    """End at once, with what clients have started: that looks for its parent now and then, but not often enough."""
+    kill(*below(os.getpid()))
+    os._exit(code)
+
+
+class _Once:
+    """A tracker, told each value of a step once, whichever life finds it and however often training goes back to a checkpoint."""
+
+    def __init__(self, tracker: Tracker) -> None:
+        self._tracker = tracker
+        self._told: dict[int, frozenset[str]] = {}
+        self._sets: dict[frozenset[str], frozenset[str]] = {}  # the few that there are, once each
+
+    def log(self, step: int, values: Mapping[str, Any]) -> None:
+        told = self._told.get(step, frozenset())
+        new = {k: v for k, v in values.items() if k not in told and isinstance(v, int | float) and not self._tracker.has(step, k)}
+        names = frozenset((*told, *values))
+        self._told[step] = self._sets.setdefault(names, names)
+        if new:
+            self._tracker.log(step, new)
+
+
+def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, training: Path) -> None:
+    """Open the trackers, and tell each what comes, to the end; drop the one that fails, with a word."""
+    once: dict[str, _Once] = {}
+    for spec in config.run.trackers:
+        with _without_harm(spec.name):
+            OPEN[spec.name] = TRACKERS[spec.name](config, folder, training, **spec.options)
+            once[spec.name] = _Once(OPEN[spec.name])
+    what = ""
+    while what != "close":
+        what, *arguments = json.loads(lines.get() or b'["close", 1]')
+        for name, tracker in list(OPEN.items()):
+            with _without_harm(name) as failed:
+                if what == "record":
+                    for step, values in recorded(training):
+                        once[name].log(step, values)
+                else:
+                    getattr(once[name] if what == "log" else tracker, what)(*arguments)
+            if failed or what == "close":
+                del OPEN[name]
+
+
+def recorded(training: Path) -> list[tuple[int, dict[str, Any]]]:
+    """What the journals of a training hold, step by step."""
+    rows: dict[int, dict[str, Any]] = {}
+    for name in ("metrics.jsonl", "timings.jsonl"):
+        for line in journal.read(training / name):
+            rows.setdefault(line["step"], {}).update(line)
+    return [(step, {k: v for k, v in values.items() if k != "step"}) for step, values in sorted(rows.items())]
+
+
+@contextlib.contextmanager
+def _without_harm(name: str) -> Iterator[list[Exception]]:
+    """The record is local; whatever a service's client raises, the others are told."""
+    failed: list[Exception] = []
+    try:
+        yield failed
+    except Exception as error:
+        failed.append(error)
+        say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}; going on without it")
+
+
+if __name__ == "__main__":
+    main()
