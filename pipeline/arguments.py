@@ -67,6 +67,10 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("compare", help=text, description=text)
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")
     command.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE.png", help="where the curves are drawn")
+    text = "all runs of a folder: how they stand, what came of them"
+    command = commands.add_parser("runs", help=text, description=text)
+    command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="of runs; runs, if not given")
+    command.add_argument("--json", action="store_true", help="print all that is known, as JSON")
     return parser
 
 

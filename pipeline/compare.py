@@ -4,7 +4,6 @@ What is compared is a run, or a folder of seeds, which counts as one experiment.
 one that each of the others is tested against.
 """
 
-import json
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
 from pipeline.learning.statistics import mcnemar, paired_t, spread
+from pipeline.runs import flat
 from pipeline.runtime import files, journal
 from pipeline.seeds import columns
 
@@ -145,20 +145,7 @@ def _settled(folder: Path) -> dict[str, str]:
             section, dot, key = name.partition(".")
             if dot:
                 tree.setdefault(section, {})[key] = value
-    return _flat(tree)
-
-
-def _flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """Dotted keys; a choice is its name, and below it its options."""
-    flat: dict[str, str] = {}
-    for key, value in tree.items():
-        name = f"{above}{key}"
-        if isinstance(value, Mapping):
-            flat |= {name: str(value["name"])} if "name" in value and above else {}
-            flat |= _flat({k: v for k, v in value.items() if k != "name" or not above}, f"{name}.")
-        else:
-            flat[name] = value if isinstance(value, str) else json.dumps(value)
-    return flat
+    return flat(tree)
 
 
 def _settings(experiments: Sequence[Experiment]) -> str:

@@ -32,6 +32,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _compare(options.runs, options.out)
         if options.command == "sweep":
             return _sweep(options)
+        if options.command == "runs":
+            return _runs(options.folder, options.json)
         config = check(typed(options.words, options.data_dir))
         config = config.model_copy(update={"run": as_trial(config.run)})
         if options.command == "config":
@@ -152,6 +154,13 @@ def _compare(runs: Sequence[Path], picture: Path) -> int:
 
     for part in compare(runs, picture):
         say(part)
+    return 0
+
+
+def _runs(folder: Path, as_json: bool) -> int:
+    from pipeline.runs_table import show
+
+    show(folder, as_json=as_json)
     return 0
 
 
