@@ -71,7 +71,18 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("runs", help=text, description=text)
     command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="of runs; runs, if not given")
     command.add_argument("--json", action="store_true", help="print all that is known, as JSON")
+    text = "all runs of a folder in the browser, their curves over each other, live; until Ctrl-C"
+    command = commands.add_parser("board", help=text, description=text)
+    command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="of runs; runs, if not given")
+    command.add_argument("--port", type=_port, metavar="N", help="8765, or the next that is free, if not given; 0: any")
+    command.add_argument("--host", default="127.0.0.1", metavar="H", help="127.0.0.1, this machine alone, if not given; 0.0.0.0: anybody")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or int(text) > 65535:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number up to 65535, or 0 for any that is free")
+    return int(text)
 
 
 def _count(text: str) -> int:

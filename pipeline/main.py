@@ -34,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _sweep(options)
         if options.command == "runs":
             return _runs(options.folder, options.json)
+        if options.command == "board":
+            return _board(options.folder, options.host, options.port)
         config = check(typed(options.words, options.data_dir))
         config = config.model_copy(update={"run": as_trial(config.run)})
         if options.command == "config":
@@ -161,6 +163,13 @@ def _runs(folder: Path, as_json: bool) -> int:
     from pipeline.runs_table import show
 
     show(folder, as_json=as_json)
+    return 0
+
+
+def _board(folder: Path, host: str, port: int | None) -> int:
+    from pipeline.board.server import serve
+
+    serve(folder, host, port)
     return 0
 
 
