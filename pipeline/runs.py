@@ -1,6 +1,5 @@
 """The runs in a folder, each as its own files tell it. Of a journal only the end is read, so that a thousand runs take a second."""
 
-import contextlib
 import functools
 import json
 import math
@@ -13,9 +12,10 @@ from typing import Any
 
 import yaml
 
-from pipeline.errors import ConfigError
-from pipeline.runtime import files
+from pipeline.errors import ConfigError, of_the_machine
+from pipeline.runtime import files, foreign
 from pipeline.runtime.claims import holder
+from pipeline.runtime.foreign import choice, json_in, mapping, number, tail, whole
 from pipeline.runtime.manifests import Manifest
 
 DEEP = 3  # folders below the one that is asked for: a sweep of seeds
@@ -58,7 +58,7 @@ class Run:
 
     def facts(self) -> dict[str, Any]:
         """All of it as JSON has it, which knows no infinity."""
-        return {key: finite(value) for key, value in asdict(self).items()} | {"path": _text(self.path), "group": self.group}
+        return {key: foreign.finite(value) for key, value in asdict(self).items()} | {"path": foreign.text(self.path), "group": self.group}
 
 
 @dataclass(frozen=True)
@@ -78,14 +78,18 @@ def read(folder: Path) -> Runs:
             f"{folder} is no folder of runs; `pipeline run` makes {folder if folder.name == 'runs' else 'runs'}, or name another"
         )
     found, left_out = [], []
-    for place, why in _places(folder, DEEP):
+    try:
+        places = list(_places(folder, DEEP))
+    except OSError as error:
+        raise ConfigError(of_the_machine(error)) from None
+    for place, why in places:
         if not why:
             try:
                 found.append(read_run(place, folder))
             except (OSError, ValueError, OverflowError, RecursionError) as error:  # whatever somebody may have put there
                 why = " ".join(str(error).split())
         if why:
-            left_out.append(f"{_text(place)} is left out: {why}")
+            left_out.append(f"{foreign.text(place)} is left out: {why}")
     newest: dict[str, float] = {}
     for run in found:
         newest[run.group or run.name] = max(_moment(run.when), newest.get(run.group or run.name, 0.0))
@@ -110,9 +114,10 @@ def _places(folder: Path, deep: int) -> Iterator[tuple[Path, str]]:
         if path.is_symlink():
             yield path, "it is a link, which is not followed"
             continue
-        places = []
-        with contextlib.suppress(PermissionError):
+        try:
             places = list(_places(path, deep - 1)) if deep > 1 or (path / "config.yaml").exists() else []
+        except OSError as error:  # it is closed to us, or gone by now
+            places = [(path, error.strerror or str(error))]
         yield from places or [(path, "there is no run in it")]
 
 
@@ -122,44 +127,15 @@ def read_run(place: Path, folder: Path) -> Run:
     Raises:
         ValueError: it is not one that can be read.
     """
-    asked = configuration(place)
-    train = _mapping(asked.get("train"))
-    training = _training(place)
-    made = _json(training / files.MANIFEST) if training else {}
-    result = _mapping(made.get("result"))
-    metric = str(train.get("metric", "accuracy"))
-    step, last, best, then = _validations(training, metric, _mapping(result.get("selected"))) if training else (None, None, None, {})
-    device, world_size = _where(made, then)
-    timing = _json(training / "timing.json") if training else {}
-    rates = (
-        [line["images/s"] for line in _tail(training / "timings.jsonl", 1 << 10) if "images/s" in line] if training and not timing else []
-    )
-    batch_size, epoch, steps = _lengths(place, train)
-    status = _status(place)
+    asked = _asked(place)
+    report = foreign.of_artifact(place / "report", "evaluate")
     return Run(
-        name=_text(place.relative_to(folder) if place != folder else place.absolute().name),
+        name=foreign.text(place.relative_to(folder) if place != folder else place.absolute().name),
         path=place,
-        state=str(status.get("state", "unknown")),
-        when=str(status.get("at", "")),
-        step=_whole(result.get("steps", step)),
-        steps=steps,
-        metric=metric,
-        last=last,
-        best=best,
-        test_accuracy=_tested(place, made),
-        images_per_second=_number(timing.get("images_per_second", rates[-1] if rates else None)),
-        seconds=_number(timing.get("seconds", then.get("seconds"))),
-        device=device,
-        world_size=world_size,
-        data=_choice(_mapping(asked.get("data")).get("source")),
-        model=_choice(train.get("model")),
-        optimizer=_choice(train.get("optimizer")),
-        lr=_number(train.get("lr")),
-        batch_size=batch_size,
-        epoch=epoch,
-        report=(report := artifact_file(place / "report", "evaluate")) is not None and (report / "index.html").is_file(),
-        exit_code=_whole(status.get("exit_code")),
-        message=str(status.get("message", "")),
+        report=report is not None and (report / "index.html").is_file(),
+        **asked,
+        **_learnt(place, asked["metric"]),
+        **_standing(place),
     )
 
 
@@ -189,11 +165,6 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
     return found
 
 
-def finite(value: Any) -> Any:
-    """`value`, or None for a number that JSON does not know."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
 @functools.lru_cache(4096)
 def _parsed(path: Path, _: int) -> dict[str, Any]:
     try:
@@ -205,135 +176,98 @@ def _parsed(path: Path, _: int) -> dict[str, Any]:
     return tree
 
 
-def _status(place: Path) -> dict[str, Any]:
-    """As its file has it, but for a process that died without a word."""
-    status = _json(place / "status.json")
+def _asked(place: Path) -> dict[str, Any]:
+    """What the training was to do; how long that is, as in `stages.recipe`."""
+    asked = configuration(place)
+    train = mapping(asked.get("train"))
+    counts = mapping(mapping(json_in(place / "prepare" / files.MANIFEST).get("result")).get("counts"))
+    images, batch_size = number(counts.get("train")), train.get("batch_size")
+    size = images if batch_size == "all" else number(batch_size)
+    epoch = images / size if images and size else None
+    epochs, steps = number(train.get("epochs")), whole(train.get("steps"))
+    return {
+        "data": choice(mapping(asked.get("data")).get("source")),
+        "model": choice(train.get("model")),
+        "optimizer": choice(train.get("optimizer")),
+        "lr": number(train.get("lr")),
+        "metric": str(train.get("metric", "accuracy")),
+        "batch_size": size,
+        "epoch": epoch,
+        "steps": steps or (math.ceil(epochs * epoch) if epochs and epoch else None),
+    }
+
+
+def _standing(place: Path) -> dict[str, Any]:
+    """How it stands: as its file has it, but for a process that died without a word."""
+    status = json_in(place / "status.json")
     if status.get("state") == "running" and holder(place / ".run") is None:
-        status = _json(place / "status.json")  # it may have ended in between, which it says before it leaves
+        status = json_in(place / "status.json")  # it may have ended in between, which it says before it leaves
         if status.get("state") == "running":
-            return {**status, "state": "lost", "message": "its process is gone; the same command goes on"}
-    return status
+            status |= {"state": "lost", "message": "its process is gone; the same command goes on"}
+    return {
+        "state": str(status.get("state", "unknown")),
+        "when": str(status.get("at", "")),
+        "exit_code": whole(status.get("exit_code")),
+        "message": str(status.get("message", "")),
+    }
 
 
-def _training(place: Path) -> Path | None:
-    """Where this run's training is, or is being, made: the journal is linked from when it begins."""
-    path = artifact_file(place / "metrics.jsonl", "train")
-    return path.parent if path else None
-
-
-def artifact_file(path: Path, stage: str) -> Path | None:
-    """Where `path` of a run folder leads: a file or folder in an artifact of `stage`, or in the run folder itself; else None.
-
-    So a link that somebody has put there leads nowhere else.
-    """
-    try:
-        found, home = path.resolve(strict=True), path.parent.resolve(strict=True)
-    except (OSError, RuntimeError):  # it leads nowhere, or in a circle
-        return None
-    return found if found.parent == home or (found.parent.parent.name == stage and _is_artifact(found.parent.name)) else None
-
-
-def _is_artifact(name: str) -> bool:
-    """`<fingerprint>`, or `<fingerprint>.partial-<n>`."""
-    fingerprint, _, number = name.partition(".partial-")
-    return len(fingerprint) == 12 and set(fingerprint) <= set("0123456789abcdef") and (not number or number.isdecimal())
-
-
-def _validations(training: Path, metric: str, selected: Mapping[str, Any]) -> tuple[Any, float | None, float | None, dict[str, Any]]:
-    """Step, last and best value of `metric` by the end of the journal; and the newest checkpoint, which knows of the earlier ones."""
-    lines = _tail(training / "metrics.jsonl", TAIL >> 4 if metric in selected else TAIL)
-    values = [_number(line[f"validation/{metric}"]) for line in lines if f"validation/{metric}" in line]
-    last = values[-1] if values else None
-    if metric in selected:
-        return lines[-1]["step"] if lines else None, last, _number(selected[metric]), {}
-    then = _checkpoint(training)
-    history = then.get("history")
-    values += [_number(_mapping(scores).get(metric)) for scores in history] if isinstance(history, list) else []
-    known = [value for value in values if value is not None and math.isfinite(value)]
-    best = (min if metric == "loss" else max)(known) if known else None
-    return lines[-1]["step"] if lines else None, last, best, then
+def _learnt(place: Path, metric: str) -> dict[str, Any]:
+    """How far the training is, and what came of it: by its manifest if it is finished, else by its newest checkpoint and its journals."""
+    journal = foreign.of_artifact(place / "metrics.jsonl", "train")  # linked from when the training begins
+    training = journal.parent if journal else place / ".no-training"  # where nothing is
+    made = json_in(training / files.MANIFEST)
+    result, environment = mapping(made.get("result")), mapping(made.get("environment"))
+    selected = number(mapping(result.get("selected")).get(metric))
+    then = {} if made else _checkpoint(training)
+    lines = tail(training / "metrics.jsonl", TAIL if selected is None else TAIL >> 4)
+    values = [value for line in lines if (value := number(line.get(f"validation/{metric}"))) is not None]
+    timing = json_in(training / "timing.json") if made else _latest(training, then)
+    return {
+        "step": whole(result.get("steps", lines[-1]["step"] if lines else None)),
+        "last": values[-1] if values else None,
+        "best": _best(metric, [*values, *_history(then, metric)]) if selected is None else selected,
+        "images_per_second": number(timing.get("images_per_second")),
+        "seconds": number(timing.get("seconds")),
+        "device": str(environment.get("device", "")) if made else _device(then),
+        "world_size": whole(environment.get("world_size", mapping(then.get("environment")).get("processes"))),
+        "test_accuracy": _tested(place, made),
+    }
 
 
 def _checkpoint(training: Path) -> dict[str, Any]:
     newest = max(training.glob("checkpoints/step-*"), default=None)
-    return _json(newest / files.MANIFEST) if newest else {}
+    return json_in(newest / files.MANIFEST) if newest else {}
 
 
-def _where(made: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> tuple[str, int | None]:
-    """The device of a training, and the number of its processes: by its manifest, or else by a checkpoint."""
-    if now := _mapping(made.get("environment")):
-        return str(now.get("device", "")), _whole(now.get("world_size"))
-    then = _mapping(checkpoint.get("environment"))
-    return "cpu" if "threads" in then else str(then.get("device", "")), _whole(then.get("processes"))
+def _latest(training: Path, checkpoint: Mapping[str, Any]) -> dict[str, Any]:
+    """The timing of a training that is not finished, as far as it is known."""
+    rates = [line["images/s"] for line in tail(training / "timings.jsonl", TAIL >> 6) if "images/s" in line]
+    return {"images_per_second": rates[-1] if rates else None, "seconds": checkpoint.get("seconds")}
 
 
-def _lengths(place: Path, train: Mapping[str, Any]) -> tuple[float | None, float | None, int | None]:
-    """Images of a batch, steps of an epoch, and of the training; as in `stages.recipe`."""
-    counts = _mapping(_mapping(_json(place / "prepare" / files.MANIFEST).get("result")).get("counts"))
-    images, batch_size = _number(counts.get("train")), train.get("batch_size")
-    size = images if batch_size == "all" else _number(batch_size)
-    epoch = images / size if images and size else None
-    epochs, steps = _number(train.get("epochs")), _whole(train.get("steps"))
-    return size, epoch, steps or (math.ceil(epochs * epoch) if epochs and epoch else None)
+def _history(checkpoint: Mapping[str, Any], metric: str) -> list[float]:
+    """All validations until a checkpoint: of a journal only the end is read."""
+    history = checkpoint.get("history")
+    found = [number(mapping(scores).get(metric)) for scores in history] if isinstance(history, list) else []
+    return [value for value in found if value is not None]
+
+
+def _best(metric: str, values: Sequence[float]) -> float | None:
+    return (min if metric == "loss" else max)(filter(math.isfinite, values), default=None)
+
+
+def _device(checkpoint: Mapping[str, Any]) -> str:
+    environment = mapping(checkpoint.get("environment"))
+    return "cpu" if "threads" in environment else str(environment.get("device", ""))  # of a CPU it is the kind
 
 
 def _tested(place: Path, training: Mapping[str, Any]) -> float | None:
     """The accuracy on the test split, if it was this training that was tested."""
-    report = _json(place / "evaluate" / files.MANIFEST)
+    report = json_in(place / "evaluate" / files.MANIFEST)
     try:
-        if not report or _mapping(report.get("reasons")).get("train") != Manifest.model_validate(training).digest:
+        if not report or mapping(report.get("reasons")).get("train") != Manifest.model_validate(training).digest:
             return None
     except (ValueError, KeyError):
         return None
-    return _number(_mapping(_mapping(report.get("result")).get("test")).get("accuracy"))
-
-
-def _tail(path: Path, size: int) -> list[dict[str, Any]]:
-    """The whole lines among the last `size` bytes of a journal."""
-    try:
-        with path.open("rb") as file:
-            start = max(0, file.seek(0, os.SEEK_END) - size)
-            file.seek(start)
-            content = file.read(size)
-    except OSError:
-        return []
-    return lines_of(content.partition(b"\n")[2] if start else content)
-
-
-def lines_of(content: bytes) -> list[dict[str, Any]]:
-    """The lines of a journal, or of a part of one, but for those that are not whole."""
-    found = []
-    for text in content.split(b"\n"):
-        with contextlib.suppress(ValueError, RecursionError):
-            line = json.loads(text)
-            if isinstance(line, dict) and _whole(line.get("step")) is not None:
-                found.append(line)
-    return found
-
-
-def _text(path: Path | str) -> str:
-    """A name as text, which in a folder may be any bytes."""
-    return str(path).encode(errors="replace").decode()
-
-
-def _json(path: Path) -> dict[str, Any]:
-    return _mapping(files.read_json(path))
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    return value if isinstance(value, dict) else {}
-
-
-def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
-def _whole(value: Any) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _choice(value: Any) -> str:
-    """The name of a choice, with what it names where that is of another library."""
-    if not isinstance(value, Mapping):
-        return "" if value is None else str(value)
-    return " ".join(str(value[key]) for key in ("name", "arch", "path") if value.get(key))
+    return number(mapping(mapping(report.get("result")).get("test")).get("accuracy"))

@@ -154,6 +154,16 @@ def test_it_can_only_be_read(server: Server, method: str) -> None:
     assert asked(server, "/api/runs", method)[0] == 405
 
 
+@pytest.mark.parametrize("words", [b"BREW <b>/</b> HTTP/1.1\r\n\r\n", b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\n\r\n"])
+def test_what_is_no_request_is_refused_in_plain_text(server: Server, words: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", server.server_port), timeout=20) as connection:
+        connection.sendall(words)
+        status, _, rest = connection.makefile("rb").read().partition(b"\r\n")
+    assert re.match(rb"HTTP/1.1 (414|501) ", status + b" ")
+    assert b"text/plain" in rest
+    assert b"<" not in rest
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
@@ -289,6 +299,10 @@ def _look(seen: browser.Seen, hostile: str) -> None:
     assert page.locator(".chart").first.locator(".trace path.js-line").count() == 4  # training and validation, of two runs
     assert page.locator("#settings tr td:first-child").all_inner_texts() == ["train.epochs", "run.checkpoint_every"]
     assert page.locator("#ticked button").all_inner_texts() == ["live", hostile]
+    page.get_by_role("button", name="test", exact=True).click()  # what has not been tested comes last
+    assert [label.strip() for label in page.locator("#rows label").all_inner_texts()] == [hostile, "live"]
+    page.get_by_label("filter").fill("state:run lenet")
+    assert [label.strip() for label in page.locator("#rows label").all_inner_texts()] == ["live"]
     assert page.evaluate("document.querySelectorAll('#rows img, #rows script, .chart img').length") == 0
     assert seen.cut == 0
     page.set_viewport_size({"width": 390, "height": 844})

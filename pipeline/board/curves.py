@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.runs import Run, finite, lines_of
+from pipeline.runs import Run
+from pipeline.runtime import foreign
+from pipeline.runtime.foreign import finite
 
 MOST = 1000  # points of a curve that are shown: about as many as a chart has pixels across
 NAMES = 50  # curves of a run
@@ -136,5 +138,5 @@ def _parsed(content: bytes) -> list[dict[str, Any]]:
     try:
         lines = json.loads(b"[" + b",".join(content.splitlines()) + b"]")
     except (ValueError, RecursionError):
-        return lines_of(content)
-    return lines if all(isinstance(line, dict) and type(line.get("step")) is int for line in lines) else lines_of(content)
+        return foreign.lines(content)
+    return lines if all(isinstance(line, dict) and type(line.get("step")) is int for line in lines) else foreign.lines(content)

@@ -26,8 +26,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 
 from pipeline.board.curves import Curves
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.runs import Run, Runs, artifact_file, configuration, flat, read
+from pipeline.runs import Run, Runs, configuration, flat, read
 from pipeline.runtime.console import say
+from pipeline.runtime.foreign import of_artifact
 from pipeline.runtime.signals import STOP_SIGNALS
 
 PORTS = range(8765, 8865)  # tried in turn where none is asked for
@@ -77,7 +78,7 @@ class Board:
 
     def curves(self, run: Run, axis: str) -> dict[str, Any]:
         settings = {key: value for key, value in flat(configuration(run.path)).items() if key not in ("run.name", "run.folder")}
-        journal = artifact_file(run.path / "metrics.jsonl", "train")
+        journal = of_artifact(run.path / "metrics.jsonl", "train")
         shown = self._of(journal.parent).shown(run, axis) if journal else {"series": {}, "starts": []}
         return {"name": run.name, "settings": settings, **shown}
 
@@ -136,11 +137,16 @@ class Answer(BaseHTTPRequestHandler):
         except (OSError, ValueError) as error:
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
+            self.close_connection = True  # if it was in the middle of an answer
             return self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, str(error))
 
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """For the library, of what is no request, as plain text."""
+        self.close_connection = True
+        self._refuse(HTTPStatus(code))
+
     def _refuse_method(self) -> None:
-        self.close_connection = True  # whatever was sent with it is not read
-        self._refuse(HTTPStatus.METHOD_NOT_ALLOWED)
+        self.send_error(HTTPStatus.METHOD_NOT_ALLOWED)  # whatever was sent with it is not read
 
     do_POST = do_PUT = do_PATCH = do_DELETE = do_HEAD = do_OPTIONS = do_TRACE = do_CONNECT = _refuse_method  # noqa: N815
 
@@ -164,9 +170,9 @@ class Answer(BaseHTTPRequestHandler):
         """The file of a known run at `path`, if it is one to be shown, and lies where the pipeline has put it."""
         name, _, file = path.rpartition("/")
         if file == "metrics.jsonl" and (run := self.server.board.run(name)):
-            return artifact_file(run.path / file, "train")
+            return of_artifact(run.path / file, "train")
         run = self.server.board.run(name.removesuffix("/report")) if name.endswith("/report") else None
-        report = artifact_file(run.path / "report", "evaluate") if run else None
+        report = of_artifact(run.path / "report", "evaluate") if run else None
         found = report / file if report and file in {entry.name for entry in report.iterdir()} else None
         return found if found and found.suffix in KINDS and found.is_file() and not found.is_symlink() else None
 
