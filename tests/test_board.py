@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import browser
+import watching
 import numpy as np
 import pytest
 from cluster import until
@@ -255,7 +255,7 @@ def _without_plotly(_: int) -> None:
     sys.modules["plotly"] = None  # type: ignore[assignment]
 
 
-needs_browser = pytest.mark.skipif(bool(browser.MISSING), reason=browser.MISSING)
+needs_browser = pytest.mark.skipif(bool(watching.MISSING), reason=watching.MISSING)
 
 
 @needs_browser
@@ -271,7 +271,7 @@ def test_in_a_browser_a_run_grows_while_it_trains(made: Path, tmp_path: Path) ->
         until(lambda: output.exists() and "http://" in output.read_text(), 60, lambda: "no address")
         until((tmp_path / "runs/live/metrics.jsonl").exists, 60, lambda: (tmp_path / "output.txt").read_text())
         (address,) = re.findall(r"http://\S+", output.read_text())
-        with browser.chromium() as chromium, browser.opened(chromium, f"{address}#live,{quote(hostile)}") as seen:
+        with watching.chromium() as chromium, watching.opened(chromium, f"{address}#live,{quote(hostile)}") as seen:
             _look(seen, hostile)
     finally:
         for process in (trains, board):
@@ -282,7 +282,7 @@ def test_in_a_browser_a_run_grows_while_it_trains(made: Path, tmp_path: Path) ->
     assert output.read_text().splitlines()[1:] == ["board: ended"]
 
 
-def _look(seen: browser.Seen, hostile: str) -> None:
+def _look(seen: watching.Seen, hostile: str) -> None:
     """All runs are there as text, all curves are drawn, and those of the run that trains become longer."""
     page = seen.page
 

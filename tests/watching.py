@@ -1,4 +1,4 @@
-"""A real browser for the pages that are made: Debian's Chromium, driven by playwright. Nothing is downloaded."""
+"""A real browser for pages that live: Debian's Chromium, driven by playwright, so that a test can wait, click and look again."""
 
 import contextlib
 import shutil
