@@ -15,7 +15,7 @@ from pipeline.errors import Lost, PipelineError
 from pipeline.plan import check, check_size, fetched, prepared, status
 from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.claims import holder
-from pipeline.runtime.console import say
+from pipeline.runtime.console import say, say_plainly
 from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import run_seeds
@@ -91,9 +91,9 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
         return 0
     if process.launch.is_main:
         typed = [sys.argv[0], *options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
-        say(closing_words(config, until, config.run.folder / config.run.name, typed))
+        say(closing_words(config, until, config.run.folder / config.run.name, typed, summary or {}, process.made))
         if summary is not None and options.json:
-            say(json.dumps(summary))
+            say_plainly(json.dumps(summary))
     return 0
 
 
@@ -105,7 +105,7 @@ def _bench(config: Config, options: argparse.Namespace, process: Process) -> int
     if process.launch.is_main:
         say(table(config, found))
         if options.json:
-            say(json.dumps(found))
+            say_plainly(json.dumps(found))
     return 0
 
 

@@ -44,6 +44,7 @@ class Process:
     terminal: int  # what a person sees, whatever becomes of this process's own output
     last: contextlib.ExitStack  # the other processes are left last: a launcher ends those that stay
     place: Path = field(default_factory=Path)  # the run folder
+    made: list[str] = field(default_factory=list)  # the stages that this run did not find fresh
     world: "World | None" = None
     main: tuple[str, int] = field(default_factory=lambda: (socket.gethostname(), os.getpid()))  # host and pid of the main process
 
@@ -116,6 +117,7 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
         folder.open(config)
 
     runner = Runner(config, launch, process.stop, trackers, lambda: process.open_world(config), begin, force, on_stage)
+    process.made = runner.made
     trackers.ours = lambda: not runner.taken_over()
     plan = Plan(config, runner)
     with _word_of_the_end(lambda: folder), runner.watched():

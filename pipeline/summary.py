@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.learning.statistics import wilson
 from pipeline.plan import Plan
 from pipeline.runtime import files
 from pipeline.runtime.manifests import Manifest
@@ -51,15 +52,20 @@ def _artifacts(plan: Plan) -> dict[str, Any]:
     return {"prepare": plan.data, "train": plan.trained, "evaluate": plan.report, "export": plan.exported}
 
 
-def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]) -> str:
-    """Where things are, and what to type next; `typed` is the program and the arguments of this run."""
+def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str], summary: Mapping[str, Any], made: Sequence[str]) -> str:
+    """What came of it if that is a whole run, where things are, and what to type next.
+
+    `typed` is the program and the arguments of this run, `made` the stages that were not found fresh.
+    """
     here = folder.absolute()
     here = here.relative_to(Path.cwd()) if here.is_relative_to(Path.cwd()) else here
     places = {"prepare": {"samples": "prepare/samples.png"}, "train": {"weights": "train/weights.safetensors", "metrics": "metrics.jsonl"}}
     places["evaluate"] = {"report": "report/index.html", "metrics": "metrics.jsonl"}
     places["lr-find"] = {"picture": "lr_find/lr_find.png"}
     places["export"] = {"model": "export/model.onnx", **places["evaluate"]}
-    lines = [f"  {what:8} {here / path}" for what, path in places[until].items()]
+    rows = {**(_figures(summary, made) if summary else {}), **{what: str(here / path) for what, path in places[until].items()}}
+    rows |= _wandb(here) if until == "export" else {}
+    lines = [*([_headline(summary)] if summary else []), *(f"  {what:11} {text}" for what, text in rows.items())]
     program, *words = typed
     program = program if Path(program).name == "pipeline" and not Path(program).is_absolute() else "pipeline"
     if until == "export":
@@ -71,3 +77,34 @@ def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]
         words += [f"train.lr={found['suggestion']:.2g}"] if isinstance(found, dict) else []
         lines.append(f"next: {shlex.join([program, 'run', *words])}")
     return "\n".join(lines)
+
+
+def _headline(summary: Mapping[str, Any]) -> str:
+    accuracy, images = summary["test_accuracy"], summary["counts"]["test"]
+    low, high = wilson(round(accuracy * images), images)
+    right = f"{round(accuracy * images):,} of {images:,}"
+    return f"{summary['name']}: test accuracy {accuracy:.4f} (95 % {low:.4f} to {high:.4f}; {right})"
+
+
+def _figures(summary: Mapping[str, Any], made: Sequence[str]) -> dict[str, str]:
+    accuracy, loss, world_size = summary["validation_accuracy"], summary["validation_loss"], summary["world_size"]
+    validation = "" if accuracy is None else f"{accuracy:.4f}, loss {loss:.4f}; "
+    how = f"{world_size} process{'es' if world_size != 1 else ''} ({summary['strategy']}) on {summary['device']}"
+    passed, speed = summary["training_seconds"], summary["images_per_second"]
+    pace = "" if passed is None else f"{speed:,.0f} images/s, {passed:.1f} s; "
+    seconds = [f"{name} {passed:.1f}" if name in made else f"{name} fresh" for name, passed in summary["seconds"].items()]
+    return {
+        "test loss": f"{summary['test_loss']:.4f}",
+        "validation": f"{validation}weights of step {summary['selected']['step']:,} of {summary['steps']:,}",
+        "training": f"{pace}{how}",
+        "seconds": ", ".join(seconds),
+    }
+
+
+def _wandb(folder: Path) -> dict[str, str]:
+    """What W&B's client has left in the run folder; it may yet be to be sent."""
+    last = folder / "wandb" / "latest-run"
+    if not last.is_symlink():
+        return {}
+    place = last.parent / last.readlink()
+    return {"wandb": f"wandb sync {shlex.quote(str(place))}" if place.name.startswith("offline-") else str(place)}

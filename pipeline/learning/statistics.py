@@ -28,6 +28,18 @@ def spread(values: Sequence[float]) -> Spread:
     return Spread(n, mean, std, (mean - half, mean + half))
 
 
+def wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share of which `right` of `n` were seen; within [0, 1], and of use at either end of it.
+
+    E. B. Wilson, "Probable inference, the law of succession, and statistical inference", Journal of the American Statistical
+    Association 22 (1927).
+    """
+    z = statistics.NormalDist().inv_cdf(0.975)
+    centre = (right + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(right * (n - right) / n + z * z / 4) / (n + z * z)
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
 @dataclass(frozen=True)
 class Difference:
     """Of the accuracy, the second less the first, with its 95 % interval; and how likely one as large is by chance."""

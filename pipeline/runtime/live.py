@@ -133,8 +133,10 @@ class _Words(RegexHighlighter):
     """What stands out in a line."""
 
     highlights: ClassVar = [
-        r"(?m)^(?P<name>[a-z][\w-]*:) ",
-        r"(?m)^[a-z][\w-]*: (?P<good>fresh|done)\b",
+        r"(?m)^(?P<name> *[\w.-]+:) ",
+        r"(?m)^[\w.-]+: (?P<good>fresh|done|test accuracy [\d.]+)",
+        r"(?P<good>\b[\d.,]+(?: ± [\d.,]+)? \*)",  # the best of a row
+        r"(?m)^\w+ +(?:(?P<good>fresh)|(?P<bad>not fresh|waits))",
         r"(?P<bad>\b(?:warning|damaged|failed|left out|going on without it)\b)",
     ]
 
