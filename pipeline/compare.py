@@ -4,8 +4,10 @@ What is compared is a run, or a folder of seeds, which counts as one experiment.
 one that each of the others is tested against.
 """
 
+import itertools
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import ConfigError
-from pipeline.learning.statistics import mcnemar, paired_t, spread
+from pipeline.learning.statistics import Spread, mcnemar, paired_t, spread
 from pipeline.runs import flat
 from pipeline.runtime import files, journal
 from pipeline.seeds import columns
@@ -25,13 +27,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 WIDE = 30  # characters of a value, beyond which it gets a line of its own
-MEASURES = {
-    "steps": ("steps", ",.0f"),
-    "training_seconds": ("training s", ",.1f"),
-    "images_per_second": ("images/s", ",.0f"),
-    "validation_accuracy": ("validation accuracy", ".4f"),
-    "test_accuracy": ("test accuracy", ".4f"),
-    "test_loss": ("test loss", ".4f"),
+WIDTH = 78  # characters of a line, without its indentation
+MEASURES: dict[str, tuple[str, str, Callable[..., float] | None]] = {  # title, format, which is the best
+    "test_accuracy": ("test accuracy", ".4f", max),
+    "test_loss": ("test loss", ".4f", min),
+    "validation_accuracy": ("validation accuracy", ".4f", max),
+    "steps": ("steps", ",.0f", None),
+    "training_seconds": ("training s", ",.1f", min),
+    "images_per_second": ("images/s", ",.0f", max),
 }
 
 
@@ -86,11 +89,12 @@ def compare(folders: Sequence[Path], picture: Path) -> Iterator[str]:
     experiments = [read(folder) for folder in folders]
     for experiment in experiments:
         yield from experiment.left_out
-    yield f"configuration\n{_indented(_settings(experiments) or 'no differences')}"
-    yield f"\nresults\n{_indented(columns(_results(experiments)))}"
-    yield f"\npaired tests on the test split, beside {experiments[0].name}"
-    for other in experiments[1:]:
-        yield _indented(f"{other.name}: {_test(experiments[0], other)}")
+    yield "runs\n" + "\n".join(f"  {k}  {experiment.name}" for k, experiment in enumerate(experiments, 1))
+    yield f"\nconfiguration\n{_indented(_settings(experiments) or 'no differences')}"
+    yield f"\nresults (* the best)\n{_indented(_tables(_results(experiments)))}"
+    yield "\npaired tests on the test split, beside run 1"
+    for k, other in enumerate(experiments[1:], 2):
+        yield f"  {k}  {other.name}\n{_indented(_indented(_test(experiments[0], other, k)))}"
     draw(experiments, picture)
     yield f"\n  curves   {picture}"
 
@@ -150,7 +154,7 @@ def _settled(folder: Path) -> dict[str, str]:
 
 def _settings(experiments: Sequence[Experiment]) -> str:
     """The keys whose values differ, and their values; empty if there are none."""
-    names = [experiment.name for experiment in experiments]
+    names = [str(k) for k in range(1, len(experiments) + 1)]
     keys = dict.fromkeys(key for experiment in experiments for run in experiment.runs.values() for key in run.settings)
     rows, long = [["", *names]], []
     for key in keys:
@@ -159,40 +163,57 @@ def _settings(experiments: Sequence[Experiment]) -> str:
             rows.append([key, *values])
         elif len(set(values)) > 1:
             long.append(f"{key}\n{_indented(_lines(names, values))}")
-    return "\n".join([*([columns(rows)] if len(rows) > 1 else []), *long])
+    return "\n".join([*([_tables(rows)] if len(rows) > 1 else []), *long])
 
 
 def _lines(names: Sequence[str], values: Sequence[str]) -> str:
-    return "\n".join(f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    texts = (f"{name}: {value}" for name, value in zip(names, values, strict=True))
+    return "\n".join(textwrap.fill(text, WIDTH - 2, subsequent_indent="   ") for text in texts)
+
+
+def _tables(rows: Sequence[Sequence[str]]) -> str:
+    """A row's name, then what each experiment has there; as many tables as it takes to be no wider than `WIDTH`."""
+    names, *others = zip(*rows, strict=True)
+    tables = []
+    while others:
+        room = itertools.accumulate((2 + max(map(len, column)) for column in others), initial=max(map(len, names)))
+        count = max(1, sum(end <= WIDTH for end in room) - 1)
+        tables.append(columns(list(zip(names, *others[:count], strict=True))))
+        others = others[count:]
+    return "\n\n".join(tables)
 
 
 def _results(experiments: Sequence[Experiment]) -> list[list[str]]:
-    rows = [["", "seeds", *(title for title, _ in MEASURES.values())]]
-    for experiment in experiments:
-        row = [experiment.name, str(len(experiment.runs))]
-        for name, (_, form) in MEASURES.items():
-            values = [run.summary[name] for run in experiment.runs.values() if run.summary.get(name) is not None]
-            found = spread(values) if values else None
-            row.append("" if found is None else f"{found.mean:{form}}" + ("" if found.std is None else f" ± {found.std:{form}}"))
-        rows.append(row)
+    """A row a measure: of each experiment the mean and, if there are several seeds, the standard deviation."""
+    rows = [["", *(f"{k}  " for k in range(1, len(experiments) + 1))], ["seeds", *(f"{len(each.runs)}  " for each in experiments)]]
+    for name, (title, form, best) in MEASURES.items():
+        values = [[run.summary[name] for run in each.runs.values() if run.summary.get(name) is not None] for each in experiments]
+        found = [spread(several) if several else None for several in values]
+        means = [each.mean for each in found if each]
+        marked = best(means) if best and len(set(means)) > 1 else None
+        rows.append([title, *("" if each is None else f"{_shown(each, form)} {' *'[each.mean == marked]}" for each in found)])
     return rows
 
 
-def _test(first: Experiment, other: Experiment) -> str:
+def _shown(found: Spread, form: str) -> str:
+    return f"{found.mean:{form}}" + ("" if found.std is None else f" ± {found.std:{form}}")
+
+
+def _test(first: Experiment, other: Experiment, number: int) -> str:
     """The paired test that the two allow, in words."""
     one, two = (next(iter(experiment.runs.values())) for experiment in (first, other))
     if one.test_data != two.test_data:
-        return "tested on other images, so that no paired test is possible"
+        return "tested on other images: no paired test is possible"
     if first.of_seeds or other.of_seeds:
         common = sorted(first.runs.keys() & other.runs.keys())
         if len(common) < 2:
-            return f"no paired test is possible: it takes two common seeds or more, and there are {len(common)}"
+            return f"no paired test is possible: it takes two common seeds or more, there are {len(common)}"
         scores = [[experiment.runs[seed].summary["test_accuracy"] for seed in common] for experiment in (first, other)]
-        return f"{paired_t(*scores)} (paired t-test over {len(common)} common seeds)"
+        return f"{paired_t(*scores)}\npaired t-test over {len(common)} common seeds"
     rights = one.right(), two.right()
     only_first, only_other = (int((a & ~b).sum()) for a, b in (rights, rights[::-1]))
-    counts = f"only {first.name} is right {only_first} times, only {other.name} {only_other} times, of {len(rights[0])}"
-    return f"{mcnemar(only_first, only_other, len(rights[0]))} (McNemar's exact test)\n  {counts}"
+    counts = f"of {len(rights[0]):,} images run 1 alone is right on {only_first:,}, run {number} on {only_other:,}"
+    return f"{mcnemar(only_first, only_other, len(rights[0]))}\nMcNemar's exact test: {counts}"
 
 
 def draw(experiments: Sequence[Experiment], picture: Path) -> None:

@@ -230,18 +230,23 @@ def test_runs_are_compared_by_what_differs_and_image_by_image(studied: Path) -> 
     names = [f"runs/{name}-seeds/seed-{FIRST}" for name in ("tiny", "slow")]
     ended = launch(studied, ["compare", *names, "--out", "pictures/two.png"])
     assert ended.code == 0, ended.output
-    differences = ended.output[: ended.output.index("results")].splitlines()[2:]
-    assert [line.split() for line in differences if line] == [["data.validation", "0.1", "0.2"], ["train.lr", "0.05", "0.02"]]
-    for name in names:
-        summary = json.loads((studied / name / "summary.json").read_text())
-        shown = f"{summary['validation_accuracy']:.4f} +{summary['test_accuracy']:.4f} +{summary['test_loss']:.4f}"
-        assert re.search(f"{name} .* {shown}$", ended.output, re.MULTILINE)
+    assert ended.output.startswith(f"runs\n  1  {names[0]}\n  2  {names[1]}\n\nconfiguration\n")
+    differences = ended.output[ended.output.index("configuration") : ended.output.index("results")].splitlines()[1:]
+    assert [line.split() for line in differences if line] == [["1", "2"], ["data.validation", "0.1", "0.2"], ["train.lr", "0.05", "0.02"]]
+    assert all(len(line) <= 80 for line in ended.output.splitlines())
+    summaries = [json.loads((studied / name / "summary.json").read_text()) for name in names]
+    for measure, title, best in (("test_accuracy", "test accuracy", max), ("test_loss", "test loss", min)):
+        scores = [summary[measure] for summary in summaries]
+        marked = [re.escape(f"{score:.4f}" + " *" * (score == best(scores))) for score in scores]
+        assert re.search(rf"^  {title} +{marked[0]} +{marked[1]}$", ended.output, re.MULTILINE)
     kept = [load_file(studied / name / "evaluate/predictions.safetensors") for name in names]
     rights = [found["test.labels"] == found["test.predicted"] for found in kept]
     only = [int((a & ~b).sum()) for a, b in (rights, rights[::-1])]
     assert only[0] != only[1]
-    assert f"only {names[0]} is right {only[0]} times, only {names[1]} {only[1]} times, of 57" in ended.output
-    assert f"{names[1]}: {mcnemar(only[0], only[1], 57)} (McNemar's exact test)" in ended.output
+    told = (
+        f"{mcnemar(only[0], only[1], 57)}\n    McNemar's exact test: of 57 images run 1 alone is right on {only[0]}, run 2 on {only[1]}\n"
+    )
+    assert f"\n  2  {names[1]}\n    {told}" in ended.output
     with PIL.Image.open(studied / "pictures/two.png") as picture:
         assert picture.format == "PNG"
         assert len(np.unique(np.asarray(picture.convert("RGB")).reshape(-1, 3), axis=0)) > 10  # something is drawn
@@ -252,8 +257,9 @@ def test_folders_of_seeds_are_compared_by_their_common_seeds(studied: Path) -> N
     ended = launch(studied, ["compare", "runs/tiny-seeds", "runs/slow-seeds", "runs/one-seeds"])
     assert ended.code == 0, ended.output
     scores = [[seed["test_accuracy"] for seed in results(studied, name)["seeds"]] for name in ("tiny", "slow")]
-    assert f"runs/slow-seeds: {paired_t(*scores)} (paired t-test over 2 common seeds)" in ended.output
-    assert "runs/one-seeds: no paired test is possible: it takes two common seeds or more, and there are 1" in ended.output
+    assert f"  2  runs/slow-seeds\n    {paired_t(*scores)}\n    paired t-test over 2 common seeds\n" in ended.output
+    assert "  3  runs/one-seeds\n    no paired test is possible: it takes two common seeds or more, there are 1\n" in ended.output
+    assert all(len(line) <= 80 for line in ended.output.splitlines())
     assert re.search(rf"train.seed +{FIRST}, {FIRST + 1} +{FIRST}, {FIRST + 1} +{FIRST}$", ended.output, re.MULTILINE)
     assert f"{np.mean(scores[0]):.4f} ± {np.std(scores[0], ddof=1):.4f}" in ended.output
     assert (studied / "comparison.png").is_file()
@@ -270,7 +276,7 @@ def test_other_test_images_allow_no_paired_test_but_all_the_rest(studied: Path) 
     ended = launch(studied, ["compare", f"runs/tiny-seeds/seed-{FIRST}", "runs/other"])
     assert ended.code == 0, ended.output
     assert "accuracy" in ended.output
-    assert "runs/other: tested on other images, so that no paired test is possible" in ended.output
+    assert "  2  runs/other\n    tested on other images: no paired test is possible\n" in ended.output
     assert re.search(r"data.source.test +57 +50", ended.output)
 
 
