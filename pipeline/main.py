@@ -12,9 +12,8 @@ from pathlib import Path
 from pipeline.arguments import parsed
 from pipeline.config import Config, dump, typed
 from pipeline.errors import Lost, PipelineError
-from pipeline.plan import check, check_size, fetched, prepared, status
+from pipeline.plan import check, check_size, fetched, prepared
 from pipeline.process import Process, make, measure, outcome, told
-from pipeline.runtime.claims import holder
 from pipeline.runtime.console import say, say_plainly
 from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
@@ -121,18 +120,10 @@ def _described(config: Config) -> str:
 
 
 def _status(config: Config) -> int:
-    waiting = ""
-    for name, found in status(config).items():
-        if found is None:
-            print(f"{name:9} waits     for {waiting}")
-        elif found.manifest is None:
-            print(f"{name:9} not fresh {found.why}")
-            waiting = waiting or name
-        else:
-            print(f"{name:9} {found.why:9} {found.place}")
-    place = config.run.folder / config.run.name
-    if owner := holder(place / ".run"):
-        print(f"{place} is being worked on by pid {owner.pid} on host {owner.host} since {owner.since}")
+    from pipeline.standing import standing
+
+    for line in standing(config):
+        say(line)
     return 0
 
 

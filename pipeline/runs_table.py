@@ -1,6 +1,7 @@
 """All runs as a table, for a person in front of a terminal or for other programs."""
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 from pipeline.runs import Run, read
-from pipeline.runtime.console import say
+from pipeline.runtime.console import coloured, moves, say
 
 COLOURS = {"running": "cyan", "done": "green", "stopped": "yellow", "failed": "red", "lost": "magenta"}
 WIDE = 1000  # columns, where nobody looks at the edge of a screen
@@ -68,8 +69,8 @@ def show(folder: Path, *, as_json: bool) -> None:
     if as_json:
         say(json.dumps({"runs": [run.facts() for run in runs.found], "left_out": list(runs.left_out)}))
         return
-    console = Console(highlight=False)
-    lines = list(table(runs.found, console.width if console.is_terminal else WIDE))
+    console = Console(highlight=False, force_terminal=coloured(sys.stdout))
+    lines = list(table(runs.found, console.width if moves(sys.stdout) else WIDE))
     lines += [] if runs.found else [Text(f"{folder}: no runs yet; `pipeline run` makes the first")]
     lines += [Text(_plain(line)) for line in runs.left_out]
     if console.is_terminal:

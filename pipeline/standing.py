@@ -1,0 +1,67 @@
+"""How a run stands: what is going on in its folder, which of its stages are fresh, and what the next command would do."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from pipeline.config import Config
+from pipeline.plan import status
+from pipeline.runs import Run, read_run
+from pipeline.runtime.claims import holder
+from pipeline.runtime.manifests import Look, begun_before
+from pipeline.runtime.progress import clock
+
+
+def standing(config: Config) -> Iterator[str]:
+    """Line by line; nothing is run, and nothing of what another process makes is touched."""
+    place = config.run.folder / config.run.name
+    owner = holder(place / ".run")
+    try:
+        yield f"{place}: {_state(read_run(place, config.run.folder))}"
+    except ValueError:  # there is no run in it
+        yield f"{place}: never run"
+    if owner:
+        yield f"{place} is being worked on by pid {owner.pid} on host {owner.host} since {owner.since}"
+    found = status(config)
+    waiting = ""
+    for name, seen in found.items():
+        if seen is None:
+            yield f"{name:9} waits     for {waiting}"
+        elif seen.manifest is None:
+            yield f"{name:9} not fresh {'under way' if owner and begun_before(seen.place) else seen.why}"
+            waiting = waiting or name
+        else:
+            fresh, _, note = seen.why.partition(" (")
+            yield f"{name:9} {fresh:9} {_near(seen.place)}" + (f"\n{'':10}{note[:-1]}" if note else "")
+    yield f"next: {_next(found) if owner is None else 'wait; the same command would leave at once while this one works'}"
+
+
+def _state(run: Run) -> str:
+    when = run.when[:19].replace("T", " ")
+    step = "" if run.step is None else f"step {run.step:,}" + ("" if run.steps is None else f" of {run.steps:,}")
+    if run.state == "running":
+        return ", ".join(filter(None, (f"running since {when}", step, _left(run))))
+    if run.state == "done":
+        return f"done at {when}" + ("" if run.test_accuracy is None else f", test accuracy {run.test_accuracy:.4f}")
+    if run.state == "lost":
+        return ", ".join(filter(None, (f"lost, it began at {when}", step, run.message)))
+    return f"{run.state} at {when}: {run.message or step}"
+
+
+def _left(run: Run) -> str:
+    """By the pace of late, of the training alone."""
+    if not (run.step and run.steps and run.batch_size and run.images_per_second) or run.step >= run.steps:
+        return ""
+    return f"eta {clock((run.steps - run.step) * run.batch_size / run.images_per_second)}"
+
+
+def _near(place: Path) -> Path:
+    return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
+
+
+def _next(found: Mapping[str, Look | None]) -> str:
+    missing = [name for name, seen in found.items() if seen is None or seen.manifest is None]
+    if not missing:
+        return "`pipeline run` finds all of it fresh"
+    first = found[missing[0]]
+    verb = "goes on with" if first and first.why.startswith("goes on") else "makes"
+    return f"`pipeline run` {verb} {', '.join(missing)}"
