@@ -88,14 +88,14 @@ def _headline(summary: Mapping[str, Any]) -> str:
 
 def _figures(summary: Mapping[str, Any], made: Sequence[str]) -> dict[str, str]:
     accuracy, loss, world_size = summary["validation_accuracy"], summary["validation_loss"], summary["world_size"]
-    validation = "" if accuracy is None else f"{accuracy:.4f}, loss {loss:.4f}; "
     how = f"{world_size} process{'es' if world_size != 1 else ''} ({summary['strategy']}) on {summary['device']}"
     passed, speed = summary["training_seconds"], summary["images_per_second"]
     pace = "" if passed is None else f"{speed:,.0f} images/s, {passed:.1f} s; "
     seconds = [f"{name} {passed:.1f}" if name in made else f"{name} fresh" for name, passed in summary["seconds"].items()]
     return {
         "test loss": f"{summary['test_loss']:.4f}",
-        "validation": f"{validation}weights of step {summary['selected']['step']:,} of {summary['steps']:,}",
+        **({} if accuracy is None else {"validation": f"{accuracy:.4f}, loss {loss:.4f}"}),
+        "weights": f"of step {summary['selected']['step']:,} of {summary['steps']:,}, by {summary['selected']['by']}",
         "training": f"{pace}{how}",
         "seconds": ", ".join(seconds),
     }

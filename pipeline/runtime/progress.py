@@ -3,6 +3,8 @@
 import time
 from collections.abc import Callable, Mapping
 
+FEW = 10  # units: each may take as long as all others
+
 
 class Progress:
     """Counts `units` from `first` to `total` (None: nobody knows); `step` every time, `tell` at each interval.
@@ -50,7 +52,11 @@ class Progress:
     def left(self) -> float | None:
         """Seconds, at the pace so far; None if there is none to tell from."""
         done = self.count - self.first
-        return None if self.total is None or done <= 0 else (self.total - self.count) * (time.monotonic() - self.began) / done
+        return (
+            None
+            if self.total is None or self.total < FEW or done <= 0
+            else (self.total - self.count) * (time.monotonic() - self.began) / done
+        )
 
     def _say(self, values: Mapping[str, str]) -> None:
         if self._line:
