@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import watching
 import numpy as np
 import pytest
+import watching
 from cluster import until
 from conftest import TINY
 from processes import begin, free_port, launch
@@ -27,9 +27,9 @@ from pipeline.runs import Run, read
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the tiny experiment was run, to its end."""
+    """A folder in which the tiny experiment was run, until its report."""
     folder = tmp_path_factory.mktemp("made")
-    assert launch(folder, ["run", *TINY]).code == 0
+    assert launch(folder, ["evaluate", *TINY]).code == 0
     return folder
 
 
@@ -81,8 +81,8 @@ def test_runs_and_curves_are_those_of_the_files(server: Server, runs: Path) -> N
         points = [(line["step"], line[name]) for line in lines if name in line]
         assert list(zip(found["series"][name]["x"], found["series"][name]["y"], strict=True)) == points
     assert found["settings"]["train.lr"] == "0.05"
-    summary = json.loads((runs / "tiny/summary.json").read_text())
-    assert told(server, "/api/curves?run=tiny&x=epoch")["series"]["train/loss"]["x"][-1] == 61 * 12 / summary["counts"]["train"]
+    images = json.loads((runs / "tiny/prepare/manifest.json").read_text())["result"]["counts"]["train"]
+    assert told(server, "/api/curves?run=tiny&x=epoch")["series"]["train/loss"]["x"][-1] == 61 / (images / 12)
 
 
 def test_time_is_that_of_training(server: Server, runs: Path) -> None:
