@@ -11,7 +11,13 @@ from cluster import until
 from conftest import TINY, Run
 from processes import launch
 
-NO_TORCH = "import sys; from pipeline.main import main; code = main(sys.argv[1:]); assert 'torch' not in sys.modules; sys.exit(code)"
+NO_TORCH = """
+import sys
+from pipeline.main import main
+code = main(sys.argv[1:])
+assert not {"torch", "rich"} & {*sys.modules}
+sys.exit(code)
+"""
 
 
 def without_torch(folder: Path, *words: str) -> "subprocess.CompletedProcess[str]":

@@ -1,15 +1,18 @@
 """What a person sees: on a terminal how far it is, below whole lines, and nothing of it afterwards; elsewhere plain lines."""
 
+import json
 import os
 import re
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pytest
 from cluster import until
 from conftest import TINY
-from processes import begin
+from processes import begin, launch
 from terminal import NOT_CI, Terminal
 
 LONG = [*TINY, "train.epochs=4000"]
@@ -27,7 +30,7 @@ def run_on(terminal: Terminal, folder: Path, words: list[str], environment: Mapp
 @pytest.mark.parametrize("columns", [80, 50])
 def test_a_terminal_shows_how_far_it_is_and_keeps_whole_lines_alone(tmp_path: Path, columns: int) -> None:
     terminal = Terminal(columns)
-    assert run_on(terminal, tmp_path, ["train", *TINY, "train.epochs=60", "train.validate_every=10"]) == 0
+    assert run_on(terminal, tmp_path, ["train", *TINY, "train.epochs=100", "train.validate_every=10"]) == 0
     before = [lines for lines in terminal.before_each_clearing() if lines and lines[-1].startswith(" validation")][-1]
     bar, values = before[-3:-1]
     assert "train: 1 process (single) on cpu" in "".join(before)
@@ -70,6 +73,56 @@ def test_where_nobody_watches_there_are_plain_lines(tmp_path: Path, plain: Mappi
     assert run_on(terminal, tmp_path, ["train", *TINY], {**NOT_CI, **plain}) == 0
     assert b"\x1b" not in terminal.written
     assert b"train 5/" in terminal.written
+
+
+def test_a_line_of_json_stays_alone_on_stdout_while_stderr_moves(tmp_path: Path) -> None:
+    terminal = Terminal()
+    assert run_on(terminal, tmp_path, ["run", *TINY, "--json"], out=False) == 0
+    said = (tmp_path / "output.txt").read_text()
+    assert "\x1b" not in said
+    assert json.loads(said.splitlines()[-1])["name"] == "tiny"
+    assert BAR.encode() in terminal.written
+    assert terminal.shown() == []
+
+
+def test_colours_can_be_forced_into_a_pipe_where_nothing_moves(tmp_path: Path) -> None:
+    ended = launch(tmp_path, ["train", *TINY], environment={**NOT_CI, "FORCE_COLOR": "1"})
+    assert ended.code == 0
+    assert {found[-1] for found in re.findall(r"\x1b\[[0-9;]*[A-Za-z]", ended.output)} == {"m"}
+    assert "\r" not in ended.output
+
+
+def test_a_terminal_that_is_made_narrower_is_drawn_anew(tmp_path: Path) -> None:
+    terminal = Terminal(120)
+    (process,) = begin(tmp_path, ["train", *LONG], before=terminal.before(), environment=NOT_CI)
+    until(lambda: b"accuracy" in terminal.written, 60, lambda: terminal.written.decode())
+    terminal.resize(50)
+    at = len(terminal.written)
+    until(lambda: terminal.written.count(b"\x1b[J", at) > 5, 60, lambda: terminal.written.decode())
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    terminal.close()
+    (shown,) = [lines for lines in terminal.before_each_clearing() if lines and any(line.startswith(" train ") for line in lines)][-1:]
+    drawn = shown[[line.startswith(" train ") for line in shown].index(True) :]
+    assert len(drawn) in (2, 3)
+    assert all(len(line) < 50 for line in drawn)
+
+
+def test_a_terminal_without_unicode_gets_none(tmp_path: Path) -> None:
+    terminal = Terminal()
+    (process,) = begin(tmp_path, ["train", *TINY, "train.epochs=60"], before=partial(in_ascii, terminal.before()), environment=NOT_CI)
+    process.join(200)
+    terminal.close()
+    assert process.exitcode == 0, "\n".join(terminal.shown())
+    assert terminal.written.isascii()
+    assert b"###" in terminal.written
+
+
+def in_ascii(before: Callable[[int], None], rank: int) -> None:
+    before(rank)
+    sys.stdout = os.fdopen(1, "w", encoding="ascii", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="ascii", closefd=False)
 
 
 def test_no_color_moves_without_colours(tmp_path: Path) -> None:
