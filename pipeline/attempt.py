@@ -93,7 +93,7 @@ class Attempt:
 
 
 def bound(search: Search, trial: Trial, overrides: Sequence[str], name: str) -> Attempt:
-    """The trial with its configuration, every choice in it found, in a run folder of its own below that of the sweep `name`.
+    """The trial with its configuration, every choice in it found, in a run folder of its own below that of the sweep.
 
     Raises:
         ConfigError: it cannot be run.
@@ -113,7 +113,7 @@ def bound(search: Search, trial: Trial, overrides: Sequence[str], name: str) -> 
             raise ConfigError("data.validation=0 leaves nothing to choose by")
     except ConfigError as error:
         raise ConfigError(f"trial {trial.number} ({shlex.join(trial.words)}): {error}") from None
-    folder, called = config.run.folder / name, f"trial-{trial.number}"
+    folder, called = config.run.folder / f"{name}-sweep", f"trial-{trial.number}"
     config = config.model_copy(update={"run": config.run.model_copy(update={"folder": folder, "name": called})})
     return Attempt(trial, config, command_of(search, [*words, f"run.folder={folder}", f"run.name={called}"]), own[1:], until)
 

@@ -1,8 +1,8 @@
 """A search without a service: the trials of a sweep file, one after the other, each started as the file says.
 
-runs/<sweep>/trial-<k>/     an ordinary run folder for each
-runs/<sweep>/sweep.json     the trials, the best first; written anew whenever one has ended
-runs/<sweep>/sweep.png      the metric against each parameter
+runs/<name>-sweep/trial-<k>/     an ordinary run folder for each
+runs/<name>-sweep/sweep.json     the trials, the best first; written anew whenever one has ended
+runs/<name>-sweep/sweep.png      the metric against each parameter
 """
 
 import contextlib
@@ -114,8 +114,8 @@ def _results(attempts: Sequence[Attempt], search: Search) -> dict[str, Any]:
 def _next(attempts: Sequence[Attempt], search: Search) -> str:
     """The best trial as a command: its training is fresh, so that only what is lacking is made. Empty if none is done."""
     best = best_first(attempts, search)[0]
-    folder = best.config.run.folder
-    words = ["run", *best.words, f"run.name={folder.name}-best"]
+    name = best.config.run.folder.name.removesuffix("-sweep")
+    words = ["run", *best.words, f"run.name={name}-best"]
     return shlex.join(["pipeline", *words]) if best.state == "done" else ""
 
 

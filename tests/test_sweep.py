@@ -34,7 +34,7 @@ def swept(folder: Path, *words: str) -> Ended:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    return dict(json.loads((folder / "runs/rates/sweep.json").read_text()))
+    return dict(json.loads((folder / "runs/rates-sweep/sweep.json").read_text()))
 
 
 def said(folder: Path) -> str:
@@ -58,7 +58,7 @@ def test_a_trial_that_fails_ends_no_other_and_the_same_command_tries_it_again(tm
     assert best["validation/accuracy"] == max(measured)  # of the weights that are kept
     assert len(list((tmp_path / "artifacts/prepare").glob("*/manifest.json"))) == 1
     assert not (tmp_path / "artifacts/evaluate").exists()  # nothing has read the test split
-    assert (tmp_path / "runs/rates/sweep.png").is_file()
+    assert (tmp_path / "runs/rates-sweep/sweep.png").is_file()
     assert f"next: {found['next']}" in ended.output
 
     again = swept(tmp_path, "--count", "3")
@@ -89,7 +89,7 @@ def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_with_a_checkpoint_and
 
     (tmp_path / "alone").mkdir()
     assert launch(tmp_path / "alone", ["train", *TINY, "train.epochs=60"]).code == 0
-    weights = [tmp_path / "runs/rates/trial-1/train/weights.safetensors", tmp_path / "alone/runs/tiny/train/weights.safetensors"]
+    weights = [tmp_path / "runs/rates-sweep/trial-1/train/weights.safetensors", tmp_path / "alone/runs/tiny/train/weights.safetensors"]
     assert weights[0].read_bytes() == weights[1].read_bytes()
 
 
@@ -115,13 +115,13 @@ def test_what_is_wrong_with_any_trial_is_said_before_the_first(tmp_path: Path) -
 
 
 def test_one_sweep_works_in_a_folder_at_a_time(tmp_path: Path) -> None:
-    claim = take(tmp_path / "runs/rates/.sweep", tmp_path)
+    claim = take(tmp_path / "runs/rates-sweep/.sweep", tmp_path)
     assert isinstance(claim, Claim)
     write(tmp_path, {"train.seed": {"value": 1}})
     ended = swept(tmp_path)
     claim.leave()
     assert ended.code == 2
-    assert "runs/rates is being worked on by pid" in ended.output
+    assert "runs/rates-sweep is being worked on by pid" in ended.output
 
 
 def test_the_shipped_sweep_is_valid() -> None:
