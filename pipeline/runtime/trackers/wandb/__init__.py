@@ -14,7 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
-from pipeline.runtime import files, manifests, provenance
+from pipeline.runtime import files, journal, manifests, provenance
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb import evaluation, file
 
@@ -117,7 +117,8 @@ class _WandB:
         self._add(name, "model", {"weights.safetensors": place / "weights.safetensors"}, {**facts, **result["selected"]}, best, used=True)
         if last.exists():
             self._add(name, "model", {"weights.safetensors": last}, {**facts, "by": "last step", "step": result["steps"]}, ["last"])
-        self.results({})
+        kept = journal.at(place / "metrics.jsonl", result["selected"]["step"])
+        self.results({name: value for name, value in kept.items() if name.startswith("validation/")})  # not of the last step: a sweep asks
 
     def _evaluate(self, place: Path, result: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         measured: dict[str, Any] = files.read_json(place / "metrics.json") or {}
