@@ -5,6 +5,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,6 +20,8 @@ from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_la
 from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import run_seeds
 from pipeline.summary import closing_words
+
+AFTER_THE_WORD = 1.0  # seconds that the others let the one that speaks leave first: torchrun ends all when any has left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -48,6 +51,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         code, message = outcome(error)
         if speaks():
             print(f"pipeline: {message}", file=sys.stderr)
+        else:
+            time.sleep(AFTER_THE_WORD)
         return code
 
 
