@@ -133,29 +133,28 @@ def check_size(config: Config, processes: int) -> None:
 
 def prepared(config: Config) -> PreparedData:
     """The data that have been made for `config`."""
-
-    def only_look(stage: Stage[A], *inputs: Input) -> A:
-        seen = look(config, stage, *inputs)
-        assert seen.manifest is not None
-        return artifact(stage, seen.place, seen.manifest)
-
-    return Plan(config, only_look).data
+    return Plan(config, _finder(config)).data
 
 
 def finished(config: Config, until: str) -> TrainedModel | None:
     """What has been trained for `config`, if all up to the stage `until`, from `train` on, is fresh."""
+    plan = Plan(config, _finder(config))
+    with contextlib.suppress(LookupError):
+        _ = getattr(plan, TARGETS[until])
+        return plan.trained
+    return None
 
-    def only_look(stage: Stage[A], *inputs: Input) -> A:
+
+def _finder(config: Config) -> Run:
+    """Finds what has been made for `config`, or raises LookupError."""
+
+    def find(stage: Stage[A], *inputs: Input) -> A:
         seen = look(config, stage, *inputs)
         if seen.manifest is None:
             raise LookupError(stage.name)
         return artifact(stage, seen.place, seen.manifest)
 
-    plan = Plan(config, only_look)
-    with contextlib.suppress(LookupError):
-        _ = getattr(plan, TARGETS[until])
-        return plan.trained
-    return None
+    return find
 
 
 def status(config: Config) -> dict[str, Look | None]:
