@@ -47,20 +47,22 @@ class Terminal:
         os.close(self._screen)
         self._reader.join()
 
-    def shown(self, until: int | None = None) -> list[str]:
-        """The lines on it after so many bytes, the empty ones at the end left out."""
-        screen = pyte.Screen(self.columns, 40)
-        pyte.ByteStream(screen).feed(bytes(self.written[:until]))
-        assert not screen.cursor.hidden
-        lines = [line.rstrip() for line in screen.display]
-        while lines and not lines[-1]:
-            lines.pop()
-        return lines
+    def shown(self) -> list[str]:
+        """The lines on it in the end, the empty ones below left out."""
+        return [*self._shown()][-1]
 
     def before_each_clearing(self) -> Iterator[list[str]]:
         """What was shown whenever all that is drawn was taken away."""
-        for found in re.finditer(rb"\r\x1b\[J", self.written):
-            yield self.shown(found.start())
+        yield from [*self._shown()][:-1]
+
+    def _shown(self) -> Iterator[list[str]]:
+        """Before each clearing, and in the end."""
+        screen = pyte.Screen(self.columns, 40)
+        stream = pyte.ByteStream(screen)
+        for part in re.split(rb"(?=\r\x1b\[J)", self.written):
+            stream.feed(bytes(part))
+            assert not screen.cursor.hidden
+            yield [line.rstrip() for line in "\n".join(screen.display).rstrip().split("\n")]
 
     def _read(self) -> None:
         try:

@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 from functools import partial
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 
 import pytest
@@ -27,10 +28,19 @@ def run_on(terminal: Terminal, folder: Path, words: list[str], environment: Mapp
     return process.exitcode
 
 
+def end(process: ForkServerProcess, number: signal.Signals) -> None:
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(60)
+
+
 @pytest.mark.parametrize("columns", [80, 50])
 def test_a_terminal_shows_how_far_it_is_and_keeps_whole_lines_alone(tmp_path: Path, columns: int) -> None:
     terminal = Terminal(columns)
-    assert run_on(terminal, tmp_path, ["train", *TINY, "train.epochs=100", "train.validate_every=10"]) == 0
+    (process,) = begin(tmp_path, ["train", *LONG], before=terminal.before(), environment=NOT_CI)
+    until(lambda: b"validation 0." in terminal.written, 60, lambda: terminal.written.decode())
+    end(process, signal.SIGTERM)
+    terminal.close()
     before = [lines for lines in terminal.before_each_clearing() if lines and lines[-1].startswith(" validation")][-1]
     bar, values = before[-3:-1]
     assert "train: 1 process (single) on cpu" in "".join(before)
@@ -40,7 +50,6 @@ def test_a_terminal_shows_how_far_it_is_and_keeps_whole_lines_alone(tmp_path: Pa
     assert values.split()[2] == "accuracy"
     left = terminal.shown()
     assert not any(BAR in line for line in left)
-    assert [line for line in left if line.startswith("train: done in ")]
     assert left[0] == "prepare: first time"
 
 
@@ -49,9 +58,7 @@ def test_a_run_that_is_stopped_leaves_a_terminal_as_it_was(tmp_path: Path, numbe
     terminal = Terminal()
     (process,) = begin(tmp_path, ["train", *LONG], before=terminal.before(), environment=NOT_CI)
     until(lambda: b"accuracy" in terminal.written, 60, lambda: terminal.written.decode())
-    assert process.pid is not None
-    os.kill(process.pid, number)
-    process.join(60)
+    end(process, number)
     terminal.close()
     assert process.exitcode == code
     left = terminal.shown()  # also sees that the cursor is
@@ -82,7 +89,7 @@ def test_a_line_of_json_stays_alone_on_stdout_while_stderr_moves(tmp_path: Path)
     assert "\x1b" not in said
     assert json.loads(said.splitlines()[-1])["name"] == "tiny"
     assert BAR.encode() in terminal.written
-    assert terminal.shown() == []
+    assert terminal.shown() == [""]
 
 
 def test_colours_can_be_forced_into_a_pipe_where_nothing_moves(tmp_path: Path) -> None:
@@ -99,9 +106,7 @@ def test_a_terminal_that_is_made_narrower_is_drawn_anew(tmp_path: Path) -> None:
     terminal.resize(50)
     at = len(terminal.written)
     until(lambda: terminal.written.count(b"\x1b[J", at) > 5, 60, lambda: terminal.written.decode())
-    assert process.pid is not None
-    os.kill(process.pid, signal.SIGTERM)
-    process.join(60)
+    end(process, signal.SIGTERM)
     terminal.close()
     (shown,) = [lines for lines in terminal.before_each_clearing() if lines and any(line.startswith(" train ") for line in lines)][-1:]
     drawn = shown[[line.startswith(" train ") for line in shown].index(True) :]
@@ -111,12 +116,12 @@ def test_a_terminal_that_is_made_narrower_is_drawn_anew(tmp_path: Path) -> None:
 
 def test_a_terminal_without_unicode_gets_none(tmp_path: Path) -> None:
     terminal = Terminal()
-    (process,) = begin(tmp_path, ["train", *TINY, "train.epochs=60"], before=partial(in_ascii, terminal.before()), environment=NOT_CI)
-    process.join(200)
+    (process,) = begin(tmp_path, ["train", *LONG], before=partial(in_ascii, terminal.before()), environment=NOT_CI)
+    until(lambda: b"accuracy" in terminal.written, 60, lambda: terminal.written.decode())
+    end(process, signal.SIGTERM)
     terminal.close()
-    assert process.exitcode == 0, "\n".join(terminal.shown())
     assert terminal.written.isascii()
-    assert b"###" in terminal.written
+    assert b"..." in terminal.written
 
 
 def in_ascii(before: Callable[[int], None], rank: int) -> None:
