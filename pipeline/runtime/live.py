@@ -1,4 +1,4 @@
-"""What is drawn on a terminal, over and over, below all lines; and the colours of these. The only user of rich.
+"""What is drawn on a terminal, over and over, below all lines; and the colours of these.
 
 The cursor stays at the beginning of it, visible. So a process that is killed leaves nothing to be restored; a line that somebody
 else writes lands on it whole, and it is drawn anew below; and what has to be cleared is all from the cursor on, however a terminal
@@ -55,8 +55,7 @@ class Live:
         with self._lock:
             self._write(CLEAR)
             yield
-            if not self._ended.is_set():
-                self._write(self._frame())
+            self._show()
 
     def end(self) -> None:
         """Nothing of it stays, and nothing more is drawn."""
@@ -68,15 +67,18 @@ class Live:
     def _draw(self) -> None:
         while not self._ended.wait(INTERVAL):
             with self._lock:
-                if not self._ended.is_set():
-                    self._write(self._frame())
+                self._show()
+
+    def _show(self) -> None:
+        with contextlib.suppress(OSError):  # the terminal is gone
+            if not self._ended.is_set():
+                self._write(self._frame(os.get_terminal_size(self._terminal)))
 
     def _write(self, text: str) -> None:
-        with contextlib.suppress(OSError):  # the terminal is gone
+        with contextlib.suppress(OSError):
             os.write(self._terminal, text.encode())
 
-    def _frame(self) -> str:
-        size = os.get_terminal_size(self._terminal)
+    def _frame(self, size: os.terminal_size) -> str:
         width = (size.columns or 80) - 1
         lines = self._lines(width)[: max(1, (size.lines or 24) - 1)]
         drawn = ["".join(style.render(text, color_system=self._colours) for text, style in _cut(line, width)) for line in lines]
