@@ -97,17 +97,14 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
     if not launch.is_main:
         console.write_to(place / "logs" / f"rank-{launch.rank}.log")
     trackers = Trackers(config, place)
-    begun: set[str] = set()  # stages that were not found fresh
 
     def on_stage(name: str, place: Path, done: bool) -> None:
         if folder is None:  # on another process than the main one
             return
         folder.link(name, place, done)
         if done:
-            trackers.made(name, place, anew=name in begun)
-            return
-        begun.add(name)
-        if name == "train":
+            trackers.made(name, place)
+        elif name == "train":
             trackers.begin(place)
 
     def begin(claims: list[Claim]) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from conftest import TINY, Run
 from processes import Ended, begin, below, launch
-from tracking import configuration, described, exit_codes, lives, of_record, points, run_id, settled, steps
+from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps
 
 from bench.faults import nonfinite
-from pipeline.runtime.trackers.wandb import file
+from pipeline.runtime.trackers.wandb import evaluation, file
 
 WANDB = "run.trackers=[wandb]"
 
@@ -222,10 +223,7 @@ def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_
     for _ in range(2 + seed):
         (process,) = begin(tmp_path, words)
         time.sleep(draw.uniform(0.5, 2.5))
-        doomed = [*below(process.pid or 0), process.pid or 0]
-        for pid in draw.sample(doomed, len(doomed)):
-            _send(signal.SIGKILL, pid)
-        process.join()
+        kill_all(process, draw)
     assert launch(tmp_path, words).code == 0
     assert points(*lives(tmp_path)) == of_record(tmp_path)
 
@@ -250,10 +248,12 @@ def test_an_evaluation_alone_goes_on_with_the_run_and_tells_what_it_lacks(run: R
     assert (run_id(again), steps(again), file.artifacts(again)) == (run_id(path), [], []), "all was told"
 
 
-def test_with_all_fresh_nobody_is_told(run: Run, tmp_path: Path) -> None:
+def test_what_is_fresh_is_told_once(run: Run, tmp_path: Path) -> None:
     assert run(until="train").code == 0
-    assert run(WANDB, until="train").code == 0
-    assert lives(tmp_path) == []
+    for _ in range(3):
+        assert run(WANDB, until="train").code == 0
+        (path,) = lives(tmp_path)
+        assert points(path) == of_record(tmp_path)
 
 
 def test_the_run_of_a_sweep_is_the_one_that_its_agent_has_begun(tmp_path: Path) -> None:
@@ -264,6 +264,19 @@ def test_the_run_of_a_sweep_is_the_one_that_its_agent_has_begun(tmp_path: Path) 
     assert (run_id(first), run_id(second)) == ("abcd0001", "abcd0002")
     assert described(second).project == "mine"
     assert points(first) == points(second) == of_record(tmp_path), "though it has been trained before"
+
+
+def test_curves_of_a_class_against_the_others_come_with_the_probabilities(whole: Whole) -> None:
+    tables = {path.name.partition("_table_")[0] for path in (whole.path.parent / "files/media/table").iterdir()}
+    assert {"roc", "precision_recall", "confusion_matrix"} <= tables
+
+
+def test_the_surest_mistakes_are_shown_first_then_others_from_all_over_the_split() -> None:
+    labels, predicted = np.zeros(1000, np.int64), (np.arange(1000) % 5 == 0).astype(np.int64)
+    rows = evaluation.chosen(labels, predicted, np.linspace(0, 1, 1000, dtype=np.float32))
+    assert rows[:100].tolist() == [*range(995, 495, -5)]
+    assert len({*rows.tolist()}) == len(rows) == 200
+    assert (rows[100], rows[-1]) == (0, 999)
 
 
 def test_disabled_it_leaves_nothing(run: Run, tmp_path: Path) -> None:

@@ -1,13 +1,18 @@
 """What W&B has of the runs of a test's folder, by its own files."""
 
+import contextlib
 import fcntl
 import json
 import os
+import random
+import signal
 from collections import Counter
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
 from cluster import until
+from processes import below
 
 from pipeline.runtime.aside import LOCK
 from pipeline.runtime.trackers.wandb import file
@@ -17,6 +22,16 @@ def settled(folder: Path) -> None:
     """Wait until nobody tells of any training in `folder` any more."""
     for lock in folder.glob(f"artifacts/train/*/{LOCK}"):
         until(lambda lock=lock: _is_free(lock), 60, lambda: "trackers are told yet")  # type: ignore[misc]
+
+
+def kill_all(process: ForkServerProcess, draw: random.Random) -> None:
+    """Those that tell of a run, and the one that trains, in any order."""
+    assert process.pid
+    doomed = [*below(process.pid), process.pid]
+    for pid in draw.sample(doomed, len(doomed)):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    process.join()
 
 
 def _is_free(lock: Path) -> bool:

@@ -22,7 +22,7 @@ TOGETHER = 0.1  # seconds in which what is told waits, to go as one
 ROOM = 2**24  # bytes that wait for a process that takes none
 PIPE = 2**20  # bytes that it has yet to take when nobody waits for it any more
 LINUX = sys.platform == "linux"
-LOCK = "trackers.lock"  # in the folder of the training
+LOCK = "trackers.json"  # in the folder of the training: held by whoever tells of it; tracker -> fingerprints that it has been told of
 LOG = "logs/trackers.log"  # in the run folder: what clients print
 
 

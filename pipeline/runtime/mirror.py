@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.runtime.aside import LOG, Aside
+from pipeline.runtime import files
+from pipeline.runtime.aside import LOCK, LOG, Aside
 from pipeline.runtime.console import say
 
 STAGES = ("prepare", "train", "evaluate", "export")  # of whose artifacts trackers are told
@@ -17,8 +18,8 @@ STAGES = ("prepare", "train", "evaluate", "export")  # of whose artifacts tracke
 class Trackers:
     """All trackers of the run as one, for the process that trains. Nothing here waits, but for `close`; nothing raises.
 
-    They are opened when training begins, or another stage has been made; a run in which all was fresh has nothing to tell, unless it
-    was started as somebody else's run (a trial of a sweep). Whenever they are, they get what they lack of the record.
+    They are opened when training begins, or a stage is done that they have not been told of to the end, made in this life or before;
+    and always for what was started as somebody else's run, a trial of a sweep. Whenever they are, they get what they lack.
     """
 
     def __init__(self, config: Config, folder: Path) -> None:
@@ -51,8 +52,8 @@ class Trackers:
     def results(self, values: Mapping[str, float]) -> None:
         self._tell("results", values)
 
-    def made(self, stage: str, place: Path, *, anew: bool) -> None:
-        """A stage is done; `anew`, or found so."""
+    def made(self, stage: str, place: Path) -> None:
+        """A stage is done, or has been found so."""
         if stage not in STAGES:
             return
         self._made[stage] = place
@@ -61,7 +62,7 @@ class Trackers:
         if self._aside is not None:
             for line in self._of(stage):
                 self._tell(*line)
-        elif self._training is not None and (anew or "WANDB_RUN_ID" in os.environ):
+        elif self._training is not None and ("WANDB_RUN_ID" in os.environ or not self._was_told(self._training, place)):
             self._tell()
 
     def close(self, exit_code: int) -> None:
@@ -69,6 +70,11 @@ class Trackers:
         if self._aside is not None and self.ours():
             self._tell("close", exit_code, last=True)
             self._drop()
+
+    def _was_told(self, training: Path, place: Path) -> bool:
+        known = files.read_json(training / LOCK)
+        names = [known.get(spec.name, []) if isinstance(known, dict) else [] for spec in self._config.run.trackers]
+        return all(place.name in each for each in names)
 
     def _of(self, stage: str) -> list[tuple[object, ...]]:
         return [*([("record",)] if stage == "train" else []), ("made", stage, str(self._made[stage]))]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 FORCED = "forced"
 POLL = 0.5  # seconds between asking whether another run has made it
-KEPT = ("checkpoints", "metrics.jsonl", "timings.jsonl", "wandb.json", "trackers.lock")  # of an interrupted stage, for the next life
+KEPT = ("checkpoints", "metrics.jsonl", "timings.jsonl", "wandb.json", "trackers.json")  # of an interrupted stage, for the next life
 
 
 @dataclass(frozen=True)

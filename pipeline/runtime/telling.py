@@ -15,13 +15,14 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.runtime import journal
-from pipeline.runtime.aside import AFTERWARDS, LINUX, PATIENCE, below, kill, locked
+from pipeline.errors import PipelineError
+from pipeline.runtime import files, journal
+from pipeline.runtime.aside import AFTERWARDS, LINUX, LOCK, PATIENCE, below, kill, locked
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers import TRACKERS, Tracker
 
@@ -107,6 +108,7 @@ class _Once:
 def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, training: Path) -> None:
     """Open the trackers, and tell each what comes, to the end; drop the one that fails, with a word."""
     once: dict[str, _Once] = {}
+    made: list[str] = []
     for spec in config.run.trackers:
         with _without_harm(spec.name):
             OPEN[spec.name] = TRACKERS[spec.name](config, folder, training, **spec.options)
@@ -114,6 +116,8 @@ def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, t
     what = ""
     while what != "close":
         what, *arguments = json.loads(lines.get() or b'["close", 1]')
+        if what == "made":
+            made.append(Path(arguments[1]).name)
         for name, tracker in list(OPEN.items()):
             with _without_harm(name) as failed:
                 if what == "record":
@@ -121,8 +125,19 @@ def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, t
                         once[name].log(step, values)
                 else:
                     getattr(once[name] if what == "log" else tracker, what)(*arguments)
+            if what == "close" and not failed:
+                _note(training / LOCK, name, made)
             if failed or what == "close":
                 del OPEN[name]
+
+
+def _note(path: Path, name: str, made: Sequence[str]) -> None:
+    """That a tracker has all of these fingerprints. It is the file that is locked, so it is written where it is."""
+    known = files.read_json(path)
+    told = known if isinstance(known, dict) else {}
+    told[name] = sorted({*told.get(name, []), *made})
+    with path.open("r+") as file:
+        file.truncate(file.write(json.dumps(told)))
 
 
 def recorded(training: Path) -> list[tuple[int, dict[str, Any]]]:
@@ -142,7 +157,8 @@ def _without_harm(name: str) -> Iterator[list[Exception]]:
         yield failed
     except Exception as error:
         failed.append(error)
-        say(f"{name}: {type(error).__name__}: {' '.join(str(error).split())[:200]}; going on without it")
+        kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
+        say(f"{name}: {kind}{' '.join(str(error).split())[:200]}; going on without it")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,22 @@
 """TensorBoard: event files in the run folder, without TensorFlow or torch."""
 
+import importlib
 import time
 from collections.abc import Mapping
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.errors import PipelineError
 from pipeline.runtime import files
 
 
 def tensorboard(config: Config, folder: Path, training: Path) -> "_TensorBoard":
     """For `tensorboard --logdir runs`."""
-    if find_spec("tensorboard") is None:
-        raise ModuleNotFoundError("tensorboard is not installed; `./setup tensorboard` installs it")
+    try:
+        importlib.import_module("tensorboard")
+    except ImportError:
+        raise PipelineError("it is not installed; `./setup tensorboard` installs it") from None
     return _TensorBoard(folder / "tensorboard")
 
 

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pipeline.config import Config
+from pipeline.errors import PipelineError
 from pipeline.runtime import files, journal, manifests, provenance
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb import evaluation, file
@@ -24,6 +25,7 @@ SETTINGS = {
     "console": "off",
     "init_timeout": 10,
     "finish_timeout": 170,  # seconds, of those that the process aside has when the training has ended
+    "finish_timeout_raises": True,
     "x_graphql_retry_max": 1,
     "x_transaction_log_flush_interval": 1.0,  # seconds, of 15: what is told, and killed, is to be in the file
 }
@@ -156,7 +158,10 @@ class _WandB:
     def close(self, exit_code: int) -> None:
         if self._best:
             self.results({})
-        self._run.finish(exit_code=exit_code)
+        try:
+            self._run.finish(exit_code=exit_code)
+        except TimeoutError:
+            raise PipelineError(f"not all was sent; {self.later}") from None
         _client().teardown(exit_code)  # its service writes the last of its file when it is told to end, and not before
 
 

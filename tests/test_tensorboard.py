@@ -1,0 +1,47 @@
+"""TensorBoard is one more tracker: what it reads is the record."""
+
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import TINY, Run
+from processes import begin, launch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tracking import settled
+
+TRACKER = "run.trackers=[tensorboard]"
+
+
+def read(folder: Path) -> EventAccumulator:
+    settled(folder)
+    return EventAccumulator(str(folder / "runs/tiny/tensorboard")).Reload()
+
+
+def test_it_shows_curves_results_and_pictures(run: Run, tmp_path: Path) -> None:
+    ended = run(TRACKER)
+    assert ended.code == 0, ended.output
+    found = read(tmp_path)
+    assert [point.step for point in found.Scalars("train/loss")] == [*range(5, 61, 5), 61]
+    assert {"validation/accuracy", "images/s"} <= {*found.Tags()["scalars"]}
+    assert found.Scalars("result/test/accuracy")[0].value == pytest.approx(ended.summary["test_accuracy"])
+    assert "samples" in found.Tags()["images"]
+
+
+def test_a_restart_repeats_nothing_and_loses_nothing(tmp_path: Path) -> None:
+    words = ["train", *TINY, TRACKER]
+    (killed,) = begin(tmp_path, words, kill_at=30)
+    killed.join()
+    assert launch(tmp_path, words).code == 0
+    assert [point.step for point in read(tmp_path).Scalars("train/loss")] == [*range(5, 61, 5), 61]
+
+
+def test_without_the_package_it_says_how_to_get_it(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "broken/sitecustomize").mkdir(parents=True)
+    (tmp_path / "broken/sitecustomize/sitecustomize.py").write_text("import sys\nsys.modules['tensorboard'] = None\n")
+    ended = run(TRACKER, until="train", before=_without_the_package)
+    assert ended.code == 0
+    assert "tensorboard: it is not installed; `./setup tensorboard` installs it; going on without it" in ended.output
+
+
+def _without_the_package(_: int) -> None:
+    sys.path.insert(0, "broken/sitecustomize")  # of which the process aside is told
