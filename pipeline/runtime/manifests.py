@@ -2,6 +2,7 @@
 
 artifacts/<stage>/<fingerprint>/                what the stage wrote, there only when whole, and
 artifacts/<stage>/<fingerprint>/manifest.json   what that is, and what it was made from
+artifacts/<stage>/<fingerprint>/code.diff       how the code differed from its commit, if it did; recorded only
 artifacts/<stage>/<fingerprint>.partial-<n>/    what is being made, or was begun
 """
 
@@ -22,6 +23,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from pipeline import __version__
 from pipeline.config import Config
 from pipeline.runtime import claims, files, fingerprint
+from pipeline.runtime.origin import origin
+
+DIFF = "code.diff"
+PACKAGES = ("torch", "torchvision", "timm", "accelerate", "datasets", "matplotlib", "numpy", "pillow", "pyarrow", "safetensors")
 
 
 class Artifact(BaseModel, ABC):
@@ -145,6 +150,9 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
     """Hash and sync what the stage wrote, say so in its manifest, and give it its place."""
     assert found.work is not None
     code = fingerprint.of_modules(stage.module)
+    made_by = origin()
+    if made_by.diff:
+        files.write_whole(found.work / DIFF, made_by.diff)
     manifest = Manifest(
         stage=stage.name,
         reasons=found.reasons,
@@ -152,7 +160,7 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
         result=result.model_dump(mode="json", exclude={"dir", "digest"}),
         code=code,
         sources=fingerprint.of_sources(code),
-        environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **parallelism},
+        environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **made_by.facts, **parallelism},
         seconds=round(seconds, 3),
     )
     files.write_manifest(found.work, manifest.model_dump(mode="json"))
@@ -170,7 +178,7 @@ def begun_before(place: Path) -> str:
 
 
 def _versions() -> dict[str, str]:
-    installed = {name for name in ("torch", "torchvision", "timm", "accelerate", "numpy") if find_spec(name)}
+    installed = {name for name in PACKAGES if find_spec({"pillow": "PIL"}.get(name, name))}
     return {name: version(name) for name in sorted(installed)} | {"host": socket.gethostname()}
 
 

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
 from pipeline.errors import DataError, PipelineError, TakenOver, of_the_machine
@@ -22,6 +22,7 @@ from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say, working
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.manifests import A, Input, Look, Manifest, Stage, artifact, begun_before, commit, look
+from pipeline.runtime.origin import origin
 
 if TYPE_CHECKING:
     from pipeline.runtime.mirror import Trackers
@@ -152,6 +153,7 @@ class Runner:
         say(f"{stage.name}: {found.why}")
         if found.manifest is not None:
             return found
+        origin()
         work = claim.folder(adopt=None if self.force == stage.name else found.place)  # a damaged one has checkpoints yet
         for path in work.iterdir():  # an older life may have it open, and write to it when it wakes
             if path.name not in KEPT:
@@ -180,7 +182,9 @@ class Runner:
 
     def _commit(self, stage: Stage[A], found: Look, result: A, seconds: float) -> Look:
         world = self.__dict__.get("world")  # a stage that needed none has not opened it
-        how = {} if world is None else {"world_size": world.size, "strategy": world.strategy, "device": world.device.type}
+        how: dict[str, Any] = {}
+        if world is not None:
+            how = {"world_size": world.size, "strategy": world.strategy, "device": world.device.type, "terms": world.environment}
         whole = commit(stage, found, result, seconds, how, self.claims[-1])
         self.made.append(stage.name)
         say(f"{stage.name}: done in {seconds:.1f} s")
