@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 
 from bench.measure import RESULTS
-from pipeline.stages.report import STYLE
+from pipeline.stages.report.theme import STYLE
 
 DOCS = Path(__file__).parents[1] / "docs"
 COLUMNS = ("prepare, s", "check, s", "open, ms", "first step, ms", "step, ms", "prepare, MB", "memory, MB", "mapped, MB", "peak RSS, MB")

@@ -63,6 +63,9 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    text = "make the page of a run again, report/index.html"
+    command = commands.add_parser("report", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has been evaluated")
     text = "differences in configuration and results of finished runs, their curves, and paired tests against the first"
     command = commands.add_parser("compare", help=text, description=text)
     command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")

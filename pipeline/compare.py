@@ -221,7 +221,7 @@ def draw(experiments: Sequence[Experiment], picture: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from pipeline.stages.report import STYLE
+    from pipeline.stages.report.theme import STYLE
 
     with mpl.rc_context(STYLE):  # type: ignore[arg-type]
         figure = Figure(figsize=(10, 4), layout="constrained")

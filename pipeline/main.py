@@ -30,6 +30,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "predict":
             return _predict(options.run, options.images)
+        if options.command == "report":
+            return _report(options.run)
         if options.command == "compare":
             return _compare(options.runs, options.out)
         if options.command == "sweep":
@@ -144,6 +146,14 @@ def _predict(run: Path, images: Sequence[Path]) -> int:
 
     for path, name, probability in predict(run, images):
         print(f"{path}: {name} {probability:.4f}")
+    return 0
+
+
+def _report(run: Path) -> int:
+    from pipeline.report import remake
+
+    remake(run)
+    say(f"  report   {run / 'report' / 'index.html'}")
     return 0
 
 

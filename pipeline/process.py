@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pipeline import report
 from pipeline.config import Config
-from pipeline.errors import Lost, PipelineError, of_the_machine
+from pipeline.errors import GateError, Lost, PipelineError, of_the_machine
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
@@ -98,10 +99,16 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
         console.write_to(place / "logs" / f"rank-{launch.rank}.log")
     trackers = Trackers(config, place)
 
+    measuring = False
+
     def on_stage(name: str, place: Path, done: bool) -> None:
+        nonlocal measuring
         if folder is None:  # on another process than the main one
             return
         folder.link(name, place, done)
+        measuring = name == "evaluate" and not done
+        if name == "evaluate" and done and not (place / report.PAGE).is_file():
+            report.attempt(folder.path)
         if done:
             trackers.made(name, place)
         elif name == "train":
@@ -122,6 +129,8 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
             getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
             runner.still_ours()
         except BaseException as error:
+            if isinstance(error, GateError) and measuring and folder is not None:  # what is not good enough is to be looked at
+                report.attempt(folder.path)
             trackers.close(getattr(error, "exit_code", 1))
             if (found := told(error, process.stop)) is not error:
                 raise found from error

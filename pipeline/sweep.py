@@ -149,7 +149,7 @@ def draw(attempts: Sequence[Attempt], search: Search, picture: Path) -> None:
     import matplotlib as mpl
     from matplotlib.figure import Figure
 
-    from pipeline.stages.report import STYLE
+    from pipeline.stages.report.theme import STYLE
 
     done, varied = [attempt for attempt in attempts if attempt.state == "done"], _varied(attempts)
     if not done or not varied:

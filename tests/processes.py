@@ -26,7 +26,7 @@ CONTEXT.set_forkserver_preload(
         "pipeline.stages.train",
         "pipeline.stages.evaluate",
         "pipeline.stages.export",
-        "pipeline.stages.report",
+        "pipeline.stages.report.page",
     ]
 )
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from processes import Ended, begin, below, launch
 from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps
 
 from bench.faults import nonfinite
+from pipeline.runtime.origin import origin
 from pipeline.runtime.trackers.wandb import evaluation, file
 
 WANDB = "run.trackers=[wandb]"
@@ -68,7 +70,8 @@ def test_the_run_says_what_it_is_how_it_is_done_and_by_which_code(whole: Whole) 
     assert [*described(whole.path).tags] == ["synthetic", "lenet", "sgd"]
     config = configuration(whole.path)
     assert config["train"]["lr"] == 0.2
-    assert (config["environment"]["world_size"], config["environment"]["torch"]) == (1, config["code"]["packages"]["torch"])
+    environment = config["environment"]
+    assert (environment["world_size"], environment["torch"], environment["commit"]) == (1, version("torch"), origin().facts.get("commit"))
     links = [path for path in (whole.folder / "runs/tiny").iterdir() if path.name in ("prepare", "train", "evaluate", "export")]
     assert config["fingerprints"] == {link.name: link.resolve().name for link in links}
 

@@ -150,9 +150,8 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
     """Hash and sync what the stage wrote, say so in its manifest, and give it its place."""
     assert found.work is not None
     code = fingerprint.of_modules(stage.module)
-    made_by = origin()
-    if made_by.diff:
-        files.write_whole(found.work / DIFF, made_by.diff)
+    if diff := origin().diff:
+        files.write_whole(found.work / DIFF, diff)
     manifest = Manifest(
         stage=stage.name,
         reasons=found.reasons,
@@ -160,7 +159,7 @@ def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism:
         result=result.model_dump(mode="json", exclude={"dir", "digest"}),
         code=code,
         sources=fingerprint.of_sources(code),
-        environment={"pipeline": __version__, "python": platform.python_version(), **_versions(), **made_by.facts, **parallelism},
+        environment={**environment(), **parallelism},
         seconds=round(seconds, 3),
     )
     files.write_manifest(found.work, manifest.model_dump(mode="json"))
@@ -177,9 +176,11 @@ def begun_before(place: Path) -> str:
     return "goes on where it stopped" if kept else "begun before, but nothing was kept; starts again"
 
 
-def _versions() -> dict[str, str]:
+def environment() -> dict[str, Any]:
+    """What runs here, and on what: versions, host, and what `origin` knows."""
     installed = {name for name in PACKAGES if find_spec({"pillow": "PIL"}.get(name, name))}
-    return {name: version(name) for name in sorted(installed)} | {"host": socket.gethostname()}
+    versions = {name: version(name) for name in sorted(installed)}
+    return {"pipeline": __version__, "python": platform.python_version(), **versions, "host": socket.gethostname(), **origin().facts}
 
 
 def _why(place: Path, before: Manifest | None, reasons: Mapping[str, Any]) -> str:

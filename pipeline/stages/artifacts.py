@@ -49,7 +49,7 @@ class Report(Artifact):
     validation: dict[str, float] | None
 
     def files(self) -> list[str]:
-        return ["metrics.json", "predictions.safetensors", "report/index.html"]
+        return ["metrics.json", "predictions.safetensors"]  # and report/, which is made from these
 
 
 class ExportedModel(Artifact):

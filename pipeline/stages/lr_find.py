@@ -19,7 +19,7 @@ from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import PreparedData, RateTest
 from pipeline.stages.recipe import Recipe, initial_state, normalisation
-from pipeline.stages.report import STYLE
+from pipeline.stages.report.theme import STYLE
 from pipeline.stages.update import update
 
 STEPS, LOW, HIGH = 200, 1e-6, 10.0

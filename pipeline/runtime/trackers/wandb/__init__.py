@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.runtime import files, journal, manifests, provenance
+from pipeline.runtime import files, journal, manifests
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb import evaluation, file
 
@@ -62,7 +62,7 @@ class _WandB:
         say(f"wandb: {mode}, run {self._run.id}" + (f" in {place}" if mode != "disabled" else ""))
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
-        self._facts: dict[str, Any] = {"code": provenance.code(), "environment": {"command": shlex.join(sys.argv)}, "fingerprints": {}}
+        self._facts: dict[str, Any] = {"environment": manifests.environment(), "fingerprints": {}}
         self._made: dict[str, Path] = {}
         self._best: dict[str, float] = {}  # of the validations
         self._earlier = _Earlier(folders, self._run)
