@@ -81,11 +81,11 @@ def test_its_curves_are_over_the_steps_of_training(whole: Whole) -> None:
     assert [(metric.name or metric.glob_name, metric.step_metric) for metric in defined] == [("step", ""), ("*", "step")]
 
 
-def test_runs_of_several_seeds_are_a_group(tmp_path: Path) -> None:
-    assert launch(tmp_path, ["seeds", "2", *TINY, "train.epochs=1", WANDB]).code == 0
+def test_runs_of_several_seeds_are_a_group(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, "run.folder=runs/tiny-seeds", "run.name=seed-1", until="train").code == 0
     settled(tmp_path)
-    found = sorted((described(path).display_name, described(path).run_group) for path in tmp_path.rglob("*.wandb"))
-    assert found == [("tiny-seed-0", "tiny"), ("tiny-seed-1", "tiny")]
+    (path,) = tmp_path.glob("runs/tiny-seeds/seed-1/wandb/offline-run-*/*.wandb")
+    assert (described(path).display_name, described(path).run_group) == ("tiny-seed-1", "tiny")
 
 
 def test_the_predictions_are_shown_with_their_images(whole: Whole) -> None:

@@ -28,10 +28,14 @@ def kill_all(process: ForkServerProcess, draw: random.Random) -> None:
     """Those that tell of a run, and the one that trains, in any order."""
     assert process.pid
     doomed = [*below(process.pid), process.pid]
-    for pid in draw.sample(doomed, len(doomed)):
+    end(*draw.sample(doomed, len(doomed)))
+    process.join()
+
+
+def end(*pids: int) -> None:
+    for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
-    process.join()
 
 
 def _is_free(lock: Path) -> bool:

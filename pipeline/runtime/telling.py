@@ -30,7 +30,7 @@ ALONE = 4.0  # seconds
 EARLIER = AFTERWARDS + 5.0  # seconds that the process aside of an earlier life, which may be sending yet, is waited for
 NICE = 10  # where cores are few, those that train go first
 PR_SET_CHILD_SUBREAPER = 36  # of Linux's prctl
-OPEN: dict[str, Tracker] = {}  # by name, as in TRACKERS
+OPEN: dict[str, "_Once | None"] = {}  # by name, as in TRACKERS; None while it is being opened
 
 
 def main() -> None:
@@ -74,9 +74,10 @@ def _receive(pipe: int, lines: "queue.SimpleQueue[bytes]", turn: threading.Event
 def _be_gone(turn: threading.Event) -> None:
     """Say what is left to do before nobody listens any more, and end in time."""
     time.sleep(PATIENCE * 0.75)
-    for name, tracker in list(OPEN.items()):
-        if tracker.later:
-            say(f"{name}: not all is sent yet; that goes on for up to {AFTERWARDS / 60:.0f} minutes; then {tracker.later}")
+    for name, once in list(OPEN.items()):
+        if once is None or once.tracker.later:
+            what, then = ("its service has not answered", "") if once is None else ("not all is sent", f"; then {once.tracker.later}")
+            say(f"{name}: {what} yet; that goes on for up to {AFTERWARDS / 60:.0f} minutes{then}")
     turn.wait()  # an earlier one may be sending yet
     time.sleep(AFTERWARDS)
     _leave(1)
@@ -92,43 +93,55 @@ class _Once:
     """A tracker, told each value of a step once, whichever life finds it and however often training goes back to a checkpoint."""
 
     def __init__(self, tracker: Tracker) -> None:
-        self._tracker = tracker
+        self.tracker = tracker
+        self.made: list[str] = []  # fingerprints of what it was told of
         self._told: dict[int, frozenset[str]] = {}
         self._sets: dict[frozenset[str], frozenset[str]] = {}  # the few that there are, once each
 
     def log(self, step: int, values: Mapping[str, Any]) -> None:
         told = self._told.get(step, frozenset())
-        new = {k: v for k, v in values.items() if k not in told and isinstance(v, int | float) and not self._tracker.has(step, k)}
+        new = {k: v for k, v in values.items() if k not in told and isinstance(v, int | float) and not self.tracker.has(step, k)}
         names = frozenset((*told, *values))
         self._told[step] = self._sets.setdefault(names, names)
         if new:
-            self._tracker.log(step, new)
+            self.tracker.log(step, new)
+
+    def tell(self, training: Path, what: str, *arguments: Any) -> None:
+        """One line of the pipe."""
+        if what == "log":
+            self.log(*arguments)
+        elif what == "record":
+            for step, values in recorded(training):
+                self.log(step, values)
+        else:
+            getattr(self.tracker, what)(*arguments)
+        if what == "made":
+            self.made.append(Path(arguments[1]).name)
 
 
 def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, training: Path) -> None:
-    """Open the trackers, and tell each what comes, to the end; drop the one that fails, with a word."""
-    once: dict[str, _Once] = {}
-    made: list[str] = []
+    """Open the trackers, and tell each what comes, to the end; drop the one that cannot be told of steps, with a word."""
     for spec in config.run.trackers:
-        with _without_harm(spec.name):
-            OPEN[spec.name] = TRACKERS[spec.name](config, folder, training, **spec.options)
-            once[spec.name] = _Once(OPEN[spec.name])
+        OPEN[spec.name] = None
+        with _without_harm(spec.name, "; going on without it") as failed:
+            OPEN[spec.name] = _Once(TRACKERS[spec.name](config, folder, training, **spec.options))
+        if failed:
+            del OPEN[spec.name]
     what = ""
     while what != "close":
         what, *arguments = json.loads(lines.get() or b'["close", 1]')
-        if what == "made":
-            made.append(Path(arguments[1]).name)
-        for name, tracker in list(OPEN.items()):
-            with _without_harm(name) as failed:
-                if what == "record":
-                    for step, values in recorded(training):
-                        once[name].log(step, values)
-                else:
-                    getattr(once[name] if what == "log" else tracker, what)(*arguments)
-            if what == "close" and not failed:
-                _note(training / LOCK, name, made)
-            if failed or what == "close":
+        for name, once in list(OPEN.items()):
+            assert once is not None
+            with _without_harm(name, "; going on without it" if what in ("log", "record") else "") as failed:
+                once.tell(training, what, *arguments)
+            if failed and what in ("log", "record"):
+                with contextlib.suppress(Exception):
+                    once.tracker.close(1)  # what it has is to be whole
                 del OPEN[name]
+            if what == "close":
+                del OPEN[name]
+                if not failed:
+                    _note(training / LOCK, name, once.made)
 
 
 def _note(path: Path, name: str, made: Sequence[str]) -> None:
@@ -150,7 +163,7 @@ def recorded(training: Path) -> list[tuple[int, dict[str, Any]]]:
 
 
 @contextlib.contextmanager
-def _without_harm(name: str) -> Iterator[list[Exception]]:
+def _without_harm(name: str, then: str) -> Iterator[list[Exception]]:
     """The record is local; whatever a service's client raises, the others are told."""
     failed: list[Exception] = []
     try:
@@ -158,7 +171,7 @@ def _without_harm(name: str) -> Iterator[list[Exception]]:
     except Exception as error:
         failed.append(error)
         kind = "" if isinstance(error, PipelineError) else f"{type(error).__name__}: "
-        say(f"{name}: {kind}{' '.join(str(error).split())[:200]}; going on without it")
+        say(f"{name}: {kind}{' '.join(str(error).split())[:300]}{then}")
 
 
 if __name__ == "__main__":

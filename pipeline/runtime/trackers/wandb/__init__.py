@@ -162,7 +162,18 @@ class _WandB:
             self._run.finish(exit_code=exit_code)
         except TimeoutError:
             raise PipelineError(f"not all was sent; {self.later}") from None
+        refused = self._refused()
         _client().teardown(exit_code)  # its service writes the last of its file when it is told to end, and not before
+        if refused:
+            raise PipelineError(f"the service did not take everything: {refused}; {self.later}")
+
+    def _refused(self) -> str:
+        """What the client's own log says that it has given up; it says so nowhere else (wandb 0.31)."""
+        if not self.later:
+            return ""
+        log = (Path(self._run.settings.sync_dir) / "logs/debug-internal.log").read_bytes()
+        found = re.search(rb'"msg":"(?:filestream: fatal error: |sender: (?=failed to log artifact))([^"\\]*)', log)
+        return found[1].decode(errors="replace").rstrip(" :{") if found else ""
 
 
 class _Earlier:
