@@ -3,8 +3,10 @@
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from pipeline import __version__, errors
+from pipeline.credentials import hide
 
 STAGES = ("prepare", "train", "evaluate", "export")
 COMMANDS = {
@@ -22,6 +24,11 @@ COMMANDS = {
 }
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(hide(message))
+
+
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may come before and after flags, which argparse does not know of subcommands."""
     parser = _parser()
@@ -34,7 +41,7 @@ def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="pipeline",
         description="Train image classifiers: prepare, train, evaluate, export. The same command again goes on, or finds all fresh.",
         epilog=f"exit codes:\n{(errors.__doc__ or '').partition('exit code.')[2].rstrip()}",

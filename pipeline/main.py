@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pipeline.arguments import parsed
 from pipeline.config import Config, dump, typed
+from pipeline.credentials import hide
 from pipeline.errors import Lost, PipelineError
 from pipeline.plan import check, check_size, fetched, prepared
 from pipeline.process import Process, make, measure, outcome, told
@@ -76,7 +77,7 @@ def _run(config: Config, options: argparse.Namespace) -> int:
         code, message = outcome(error)
         shared = isinstance(error, PipelineError) and not isinstance(error, Lost)  # the main process tells of it
         if not isinstance(error, PipelineError | OSError | KeyboardInterrupt):
-            traceback.print_exc()
+            print(hide(traceback.format_exc()), end="", file=sys.stderr)
     stop.ignore()
     if message and (launch.is_main or (code == 1 and not shared)):
         who = "" if launch.is_main else f"rank {launch.rank}: "

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from pipeline.arguments import STAGES
 from pipeline.config import Config, Spec, bind
+from pipeline.credentials import hide
 from pipeline.data.augment import AUGMENTATIONS, MIXES, VIEWS
 from pipeline.data.datasets import DATASETS, RawData
 from pipeline.errors import ConfigError
@@ -66,8 +67,9 @@ def check(config: Config) -> Config:
     """`config` with every choice found in its table and its options completed, before anything runs.
 
     Raises:
-        ConfigError: in one line, with the nearest valid name.
+        ConfigError: in one line, with the nearest valid name; or a value holds a credential.
     """
+    _without_credentials("", config.model_dump(mode="json"))
 
     def bound(table: Mapping[str, Callable[..., Any]], what: str, spec: Spec) -> Spec:
         return bind(table, spec, what=what)
@@ -95,6 +97,16 @@ def check(config: Config) -> Config:
             "run": run.model_copy(update={"trackers": each(TRACKERS, "run.trackers", run.trackers)}),
         }
     )
+
+
+def _without_credentials(where: str, value: Any) -> None:
+    if isinstance(value, dict | list | tuple):
+        for name, below in value.items() if isinstance(value, dict) else enumerate(value):
+            _without_credentials(f"{where}.{name}".lstrip("."), below)
+    elif (word := f"{where}={value}") != hide(word):
+        raise ConfigError(
+            f"{where}: this looks like a credential, and a configuration is kept and shown; put it into the environment or ~/.netrc"
+        )
 
 
 def fetched(config: Config) -> Config:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline import report
 from pipeline.config import Config
+from pipeline.credentials import hide
 from pipeline.errors import GateError, Lost, PipelineError, of_the_machine
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
@@ -189,6 +190,11 @@ def told(error: BaseException, stop: StopFlag) -> BaseException:
 
 def outcome(error: BaseException) -> tuple[int, str]:
     """The exit code of a run that ended with `error`, and what to say."""
+    code, message = _outcome(error)
+    return code, hide(message)
+
+
+def _outcome(error: BaseException) -> tuple[int, str]:
     if isinstance(error, PipelineError):
         return error.exit_code, str(error)
     if isinstance(error, KeyboardInterrupt):

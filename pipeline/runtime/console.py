@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
+from pipeline.credentials import hide
 from pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -37,12 +38,13 @@ def say(text: str) -> None:
     if coloured(sys.stdout):
         from pipeline.runtime.live import painted
 
-        text = painted(text)
+        text = painted(hide(text))
     with _live.aside() if _live else contextlib.nullcontext():
         say_plainly(text)
 
 
 def say_plainly(text: str) -> None:
+    text = hide(text)
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)

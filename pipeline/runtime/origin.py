@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pipeline.credentials import hide
 from pipeline.runtime.fingerprint import ROOT
 
 LONGEST = 100_000  # characters of a diff
@@ -28,7 +29,7 @@ def origin() -> Origin:
     """As found when it is asked for first, which is to be before a stage begins: code may change while that runs."""
     commit, diff = checkout(ROOT)
     code = {"commit": commit, "dirty": bool(diff)} if commit else {}
-    return Origin({**code, "command": shlex.join(sys.argv), "cpu": _cpu(), "cores": len(os.sched_getaffinity(0))}, diff)
+    return Origin({**code, "command": hide(shlex.join(sys.argv)), "cpu": _cpu(), "cores": len(os.sched_getaffinity(0))}, diff)
 
 
 def checkout(package: Path) -> tuple[str, str]:
@@ -44,7 +45,7 @@ def checkout(package: Path) -> tuple[str, str]:
     diff += "".join(f"untracked: {name}\n" for name in new.splitlines())
     if len(diff) > LONGEST:
         diff = f"{diff[:LONGEST]}\n... cut here, at {LONGEST:,} of {len(diff):,} characters\n"
-    return found.split()[0], diff
+    return found.split()[0], hide(diff)
 
 
 def _git(folder: Path, *words: str) -> str:
