@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.errors import ConfigError
+from pipeline.errors import ConfigError, of_the_machine
 from pipeline.plan import PREPARE, TRAIN, check
 from pipeline.runtime import files, manifests
 from pipeline.runtime.console import say
@@ -45,9 +45,8 @@ def attempt(run: Path) -> None:
     try:
         remake(run)
     except Exception as error:
-        say(
-            f"report: the page could not be made: {type(error).__name__}: {' '.join(str(error).split())[:200]}; try `pipeline report {run}`"
-        )
+        what = of_the_machine(error) if isinstance(error, OSError) else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        say(f"report: the page could not be made: {what}; try `pipeline report {run}`")
 
 
 def _found(run: Path, stage: Stage[A]) -> tuple[A, Manifest]:

@@ -39,7 +39,7 @@ IMPORTED = [  # before forking, for speed
     "onnxruntime",
     "onnxscript",
     "pipeline.main",
-    *(f"pipeline.stages.{stage}" for stage in ("prepare", "train", "evaluate", "report", "export")),
+    *(f"pipeline.stages.{stage}" for stage in ("prepare", "train", "evaluate", "report.page", "export")),
 ]
 
 
