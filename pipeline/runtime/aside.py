@@ -16,7 +16,7 @@ from pathlib import Path
 from pipeline.runtime.console import say
 from pipeline.runtime.signals import STOP_SIGNALS
 
-PATIENCE = 4.0  # seconds that the end of a run waits for it
+PATIENCE = 3.0  # seconds that the end of a run waits for it: an outage is to cost 5, with all that a client does meanwhile
 AFTERWARDS = 180.0  # seconds that it may go on then; a client has some fewer to finish
 TOGETHER = 0.1  # seconds in which what is told waits, to go as one
 ROOM = 2**24  # bytes that wait for a process that takes none

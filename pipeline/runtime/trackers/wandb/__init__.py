@@ -58,7 +58,7 @@ class _WandB:
             _client().teardown()  # its service still holds the run's id
             self._run = _begin(config, folder, run_id, project, mode)
         place = self._run.settings.sync_dir
-        self.later = f"`wandb sync {shlex.quote(place)}` sends the rest" if mode == "online" else ""
+        self.later = "the same command sends the rest" if mode == "online" else ""  # `wandb sync` would send all of it again
         say(f"wandb: {mode}, run {self._run.id}" + (f" in {place}" if mode != "disabled" else ""))
         self._run.define_metric("step")
         self._run.define_metric("*", step_metric="step")
@@ -172,7 +172,7 @@ class _WandB:
         if not self.later:
             return ""
         log = (Path(self._run.settings.sync_dir) / "logs/debug-internal.log").read_bytes()
-        found = re.search(rb'"msg":"(?:filestream: fatal error: |sender: (?=failed to log artifact))([^"\\]*)', log)
+        found = re.search(rb'"ERROR[^"]*","msg":"(?:filestream: (?:fatal error: )?|sender: (?=failed to log artifact))([^"\\]*)', log)
         return found[1].decode(errors="replace").rstrip(" :{") if found else ""
 
 
