@@ -4,6 +4,7 @@ import contextlib
 import gzip
 import json
 import re
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
@@ -11,6 +12,7 @@ from typing import Any, Self
 from wandb_store import Store
 
 KEY = "0" * 40
+STREAM = r"/files/[^/]+/[^/]+/([^/]+)/file_stream"  # of a run
 
 
 class Service(ThreadingHTTPServer):
@@ -33,19 +35,28 @@ class Service(ThreadingHTTPServer):
         self.shutdown()
         self.server_close()
 
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), OSError):  # the client has left
+            super().handle_error(request, client_address)
+
     @property
     def environment(self) -> dict[str, str]:
         """Sends a client here, with what it takes for a key."""
         return {"WANDB_BASE_URL": self.address, "WANDB_API_KEY": KEY, "WANDB_MODE": "online"}
 
+    def meets(self, answer: "_Answer", content: bytes) -> bool:
+        """Whether what was asked has met with something else than its answer."""
+        return False
+
     def query(self, content: bytes) -> bytes:
         asked = json.loads(content)
-        query = re.findall(r"\w+", asked["query"])[1]
+        query = name_of(asked["query"])
         self.asked.append(query)
         return json.dumps(self.store.answer(query, asked.get("variables") or {})).encode()
 
     def stream(self, name: str, content: bytes) -> bytes:
         """Lines of a run's files; each comes with the number of the first of them, so that one which is sent twice is there once."""
+        self.asked.append("file_stream")
         told, run = json.loads(content), self.store.runs[name]
         for file, piece in (told.get("files") or {}).items():
             lines = [json.loads(line) for line in piece["content"]] if file.endswith((".jsonl", ".json")) else piece["content"]
@@ -59,7 +70,8 @@ class Service(ThreadingHTTPServer):
 
     def take(self, path: str, content: bytes) -> None:
         """A file that was brought to where `Store` has told."""
-        kind, owner, name = (*path.split("/", 2), "")[:3]
+        self.asked.append(path)
+        _, kind, owner, name = (*path.split("/", 3), "")[:4]
         if kind == "runs":
             self.store.runs[owner].files[name] = content
         elif kind == "artifacts":
@@ -68,9 +80,14 @@ class Service(ThreadingHTTPServer):
             self.store.artifacts[int(owner)].manifest = json.loads(content)
 
     def give(self, path: str) -> bytes:
-        kind, owner, name = (*path.split("/", 2), "")[:3]
+        self.asked.append(path)
+        _, kind, owner, name = (*path.split("/", 3), "")[:4]
         artifact = self.store.artifacts[int(owner)]
         return json.dumps(artifact.manifest).encode() if kind == "manifests" else artifact.contents()[name]
+
+
+def name_of(query: str) -> str:
+    return str(re.findall(r"\w+", query)[1])
 
 
 class _Answer(BaseHTTPRequestHandler):
@@ -79,27 +96,29 @@ class _Answer(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         content = self._content()
+        if self.server.meets(self, content):
+            return
         with self.server.one_by_one:
             if self.path == "/graphql":
-                self._send(self.server.query(content))
-            elif found := re.fullmatch(r"/files/[^/]+/[^/]+/([^/]+)/file_stream", self.path):
-                self.server.asked.append("file_stream")
-                self._send(self.server.stream(found[1], content))
+                answer = self.server.query(content)
+            elif found := re.fullmatch(STREAM, self.path):
+                answer = self.server.stream(found[1], content)
             else:  # what it has to tell of itself
-                self._send(b"{}")
+                answer = b"{}"
+        self._send(answer)
 
     def do_PUT(self) -> None:
         content = self._content()
-        with self.server.one_by_one:
-            self.server.asked.append(self.path)
-            self.server.take(self.path.removeprefix("/"), content)
-        self._send(b"")
+        if not self.server.meets(self, content):
+            with self.server.one_by_one:
+                self.server.take(self.path, content)
+            self._send(b"")
 
     def do_GET(self) -> None:
-        with self.server.one_by_one:
-            self.server.asked.append(self.path)
-            content = self.server.give(self.path.removeprefix("/"))
-        self._send(content)
+        if not self.server.meets(self, b""):
+            with self.server.one_by_one:
+                content = self.server.give(self.path)
+            self._send(content)
 
     def _content(self) -> bytes:
         content = self.rfile.read(int(self.headers.get("Content-Length") or 0))

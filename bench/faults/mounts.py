@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import subprocess
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -35,6 +36,16 @@ def refused() -> str:
                 return ""
         except FileNotFoundError as error:
             return str(error)
+        except subprocess.CalledProcessError as error:
+            return str(error.stderr).strip()
+
+
+def refused_small() -> str:
+    """Why there can be no small disk here; empty if there can."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            with small(Path(folder), 16):
+                return ""
         except subprocess.CalledProcessError as error:
             return str(error.stderr).strip()
 
@@ -167,13 +178,20 @@ def _files(folder: Path, *places: str) -> dict[str, bytes]:
 def _mounted(folder: Path, size: int) -> Iterator[None]:
     """A folder that is a disk of `size` KiB; what is printed goes elsewhere."""
     folder.mkdir()
+    with small(folder, size):
+        (folder / "output.txt").symlink_to(folder.parent / "output.txt")
+        yield
+    folder.rmdir()
+
+
+@contextlib.contextmanager
+def small(folder: Path, size: int) -> Iterator[None]:
+    """Have `folder` be a disk of `size` KiB."""
     _call("mount", "-t", "tmpfs", "-o", f"size={size}k", "none", folder)
     try:
-        (folder / "output.txt").symlink_to(folder.parent / "output.txt")
         yield
     finally:
         _call("umount", folder)
-        folder.rmdir()
 
 
 @contextlib.contextmanager
