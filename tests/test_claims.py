@@ -195,7 +195,7 @@ def test_a_run_that_is_held_is_refused_before_anything_is_written(run: Run, tmp_
 def test_what_is_being_made_can_be_looked_at(run: Run, tmp_path: Path) -> None:
     assert run(until="train", stop_at=15).code == 75
     taken(tmp_path / "runs/tiny/.run")
-    assert "train     not fresh goes on where it stopped" in run(until="status").output
+    assert "train     not fresh under way" in run(until="status").output
 
 
 def test_where_there_are_no_locks_the_signs_of_life_tell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

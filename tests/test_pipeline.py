@@ -27,7 +27,7 @@ def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Pa
     assert re.search(r"^  model +runs/digits/export/model.onnx$", ended.output, re.MULTILINE)
     assert "next: pipeline predict" in ended.output
     page = (tmp_path / "runs/digits/report/index.html").read_text()
-    assert page.count("<svg") == 6
+    assert page.count("<svg") == 8
     assert 'src="http' not in page
 
     from sklearn.datasets import load_digits

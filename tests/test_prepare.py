@@ -114,7 +114,7 @@ def test_when_one_of_those_that_decode_is_killed_a_line_says_so_and_nobody_waits
     (process,) = begin(tmp_path, ["prepare", *TINY, "data.source=folder", f"data.root={tmp_path}/data"], before=decoding_for_ever)
     until(lambda: len(below(process.pid or 0)) > 1, 60, lambda: "no other process decodes")
     os.kill(below(process.pid or 0)[-1], signal.SIGKILL)
-    process.join(20)
+    process.join(60)
     assert process.exitcode == 1
     said = (tmp_path / "output.txt").read_text()
     assert "pipeline: a process that decodes images was killed" in said

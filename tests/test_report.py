@@ -164,7 +164,7 @@ def test_a_chart_that_cannot_be_drawn_is_said_and_harms_nothing(run: Run, tmp_pa
     broken = run(until="evaluate", in_folder="broken", before=without_savefig)
     assert (whole.code, broken.code) == (0, 0), broken.output
     assert "report: confusion could not be drawn: RuntimeError: no ink" in broken.output
-    assert page(tmp_path / "broken").count("This part could not be drawn: RuntimeError: no ink") == 6
+    assert page(tmp_path / "broken").count("This part could not be drawn: RuntimeError: no ink") == 8
     assert "interval" in page(tmp_path / "broken")
     results = [(tmp_path / name / "runs/tiny/evaluate/metrics.json").read_bytes() for name in ("whole", "broken")]
     assert results[0] == results[1]
@@ -213,7 +213,7 @@ def test_a_browser_shows_all_of_it_on_a_desk_and_on_a_phone_without_a_complaint(
     assert "Content Security Policy" in "".join(browser.console(curious)), "it fetches nothing, and would say so"
     for found in browser.layout(copy, 1280, 390):
         assert found["wide"] == 0
-        assert found["charts"] == 6
+        assert found["charts"] == 8
         assert found["images"] == len(re.findall("<img ", page(odd)))
         assert (found["cut"], found["over"]) == ([], [])
 

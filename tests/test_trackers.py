@@ -263,10 +263,10 @@ def test_the_run_of_a_sweep_is_the_one_that_its_agent_has_begun(tmp_path: Path) 
     for trial in ("abcd0001", "abcd0002"):
         environment = {"WANDB_SWEEP_ID": "sweep", "WANDB_RUN_ID": trial, "WANDB_PROJECT": "mine"}
         assert launch(tmp_path, ["train", *TINY, WANDB], environment=environment).code == 0
-    first, second = lives(tmp_path)
+    first, second = lives(tmp_path, "sweep-sweep/*")
     assert (run_id(first), run_id(second)) == ("abcd0001", "abcd0002")
     assert described(second).project == "mine"
-    assert points(first) == points(second) == of_record(tmp_path), "though it has been trained before"
+    assert points(first) == points(second) == of_record(tmp_path, "sweep-sweep/tiny-abcd0001"), "though it has been trained before"
 
 
 def test_curves_of_a_class_against_the_others_come_with_the_probabilities(whole: Whole) -> None:

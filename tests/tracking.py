@@ -50,7 +50,7 @@ def _is_free(lock: Path) -> bool:
 
 
 def lives(folder: Path, name: str = "tiny") -> list[Path]:
-    """The files of all lives of the run `name`, when they are whole."""
+    """The files of all lives of the run or runs `name`, when they are whole."""
     settled(folder)
     return sorted(folder.glob(f"runs/{name}/wandb/*run-*/*.wandb"), key=lambda path: path.parent.name.removeprefix("offline-"))
 

@@ -10,6 +10,7 @@ latest. After a "close" it may go on sending for `AFTERWARDS` seconds, with nobo
 import contextlib
 import ctypes
 import json
+import logging
 import os
 import queue
 import sys
@@ -41,6 +42,7 @@ def main() -> None:
     os.dup2(int(lock), 0)  # but for the lock, which is free when all are gone
     sys.stdout = os.fdopen(int(said), "w")
     os.nice(NICE)
+    logging.raiseExceptions = False  # a client that cannot write its log would fill ours with that
     if LINUX:
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # adopt what a client's service leaves behind
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
