@@ -142,7 +142,7 @@ def test_without_its_server_it_goes_on_offline_and_keeps_every_point(run: Run, t
     online = {"WANDB_API_KEY": "0" * 40, "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_MODE": "online"}
     ended = launch(tmp_path, ["train", *TINY, WANDB], environment=online)
     assert ended.code == 0, ended.output
-    assert "connection refused; going on offline" in ended.output
+    assert any(said in ended.output for said in ("connection refused; going on offline", "its service has not answered yet"))
     assert steps(*lives(tmp_path)) == [*range(5, 61, 5), 61]
 
 
