@@ -156,6 +156,9 @@ def _cores(count: int, stop: StopFlag) -> Iterator[Callable[..., Iterator[Any]]]
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
         with ProcessPoolExecutor(count, context, initializer=_serve) as pool:
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+            pool.submit(int)  # forks them: one that is told to end before it serves has to hear of it when it does
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
             yield functools.partial(pool.map, chunksize=CHUNK)
     except BrokenExecutor:
         if stop:  # all processes were told to
@@ -166,7 +169,7 @@ def _cores(count: int, stop: StopFlag) -> Iterator[Callable[..., Iterator[Any]]]
 def _serve() -> None:
     """Leave signals to the process that prepares, but for the one by which a pool ends the others when one was killed; and end with it."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_BLOCK, {*STOP_SIGNALS} - {signal.SIGTERM})
+    signal.pthread_sigmask(signal.SIG_SETMASK, {*STOP_SIGNALS} - {signal.SIGTERM})
     die_with_parent()
 
 
