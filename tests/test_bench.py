@@ -127,6 +127,7 @@ def test_several_processes_are_measured_together(run: Run) -> None:
     assert "2 processes (shared)" in ended.output
 
 
+@pytest.mark.soak
 def test_what_is_refused_is_told_with_its_reason(run: Run) -> None:
     ended = run(*COMMON, "train.determinism=elastic", "train.shards=4", until="bench", before=refuse_another_layout)
     assert ended.code == 0, ended.output

@@ -33,8 +33,8 @@ from pipeline.runtime import journal
 
 Table = Mapping[str, Callable[..., Any]]
 
-CASES, BLOCK = 200, 20
-QUICK = range(1283, 1291)  # a sample for every day
+CASES, BLOCK = 120, 20
+QUICK = range(1283, 1287)  # a sample for every day
 STEPS = 5
 
 TABLES: dict[str, Table] = {

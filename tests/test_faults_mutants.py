@@ -17,5 +17,5 @@ def test_a_bug_that_cannot_be_put_in_is_told_of() -> None:
 
 
 @pytest.mark.soak
-def test_a_third_of_the_bugs_is_noticed() -> None:
-    assert [failure for row in mutants.campaign(MUTANTS[::3]) for failure in row.get("failures", [])] == []
+def test_a_fifth_of_the_bugs_is_noticed() -> None:
+    assert [failure for row in mutants.campaign(MUTANTS[::5]) for failure in row.get("failures", [])] == []

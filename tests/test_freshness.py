@@ -52,11 +52,11 @@ def test_equal_data_made_in_another_way_keeps_the_rest_fresh(run: Run, tmp_path:
     "damaged",
     [
         "prepare/train-00000.arrow",
-        "prepare/samples.png",
-        "train/metrics.jsonl",
+        pytest.param("prepare/samples.png", marks=pytest.mark.soak),
+        pytest.param("train/metrics.jsonl", marks=pytest.mark.soak),
         "train/weights.safetensors",
         "evaluate/metrics.json",
-        "export/model.onnx",
+        pytest.param("export/model.onnx", marks=pytest.mark.soak),
     ],
 )
 def test_a_damaged_artifact_is_noticed_named_and_made_again(run: Run, tmp_path: Path, damaged: str) -> None:

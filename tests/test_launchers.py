@@ -38,7 +38,7 @@ def summary(folder: Path) -> dict[str, object]:
 @pytest.mark.parametrize(
     ("command", "size"),
     [
-        (["python", str(ROOT / "launch/run.py")], 1),
+        pytest.param(["python", str(ROOT / "launch/run.py")], 1, marks=pytest.mark.soak),
         (["pipeline", "run"], 1),
         (["accelerate", "launch", "--cpu", str(ROOT / "launch/run.py")], 1),
         (["torchrun", "--nproc-per-node", "2", str(ROOT / "launch/run.py")], 2),

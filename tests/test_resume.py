@@ -56,7 +56,7 @@ def test_ended_early_it_is_not_begun_again(run: Run, tmp_path: Path) -> None:
     assert results(tmp_path / "parts") == results(tmp_path / "whole")
 
 
-@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("processes", [1, pytest.param(2, marks=pytest.mark.soak)])
 def test_at_its_time_limit_it_stops_with_a_checkpoint(run: Run, processes: int) -> None:
     endless = ["train.epochs=100000", "run.time_limit=3s", "run.checkpoint_every=1000000"]
     for _ in range(2):
@@ -66,7 +66,7 @@ def test_at_its_time_limit_it_stops_with_a_checkpoint(run: Run, processes: int) 
     assert "train: going on from step-" in ended.output
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak)])
 def test_several_processes_stop_at_one_step_and_go_on_exactly(run: Run, tmp_path: Path, processes: int) -> None:
     assert run(until="train", in_folder="whole", processes=processes).code == 0
     assert run(until="train", in_folder="parts", processes=processes, stop_at=15).code == 75
@@ -96,7 +96,7 @@ def test_log_cadence_does_not_change_the_weights(run: Run, tmp_path: Path) -> No
     assert results(tmp_path / "a")[0] == results(tmp_path / "b")[0]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
+@pytest.mark.parametrize("processes", [1, 2, pytest.param(3, marks=pytest.mark.soak)])
 def test_a_line_that_spans_the_stop_is_the_same(run: Run, tmp_path: Path, processes: int) -> None:
     lines = ["run.log_every=7", "run.trackers=[]"]
     assert run(*lines, until="train", in_folder="whole", processes=processes).code == 0

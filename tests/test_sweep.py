@@ -67,9 +67,10 @@ def test_a_trial_that_fails_ends_no_other_and_the_same_command_tries_it_again(tm
     assert [row["state"] for row in results(tmp_path)["trials"]] == ["done", "failed"]
 
 
+@pytest.mark.soak
 @pytest.mark.parametrize(
     "number",
-    [signal.SIGINT, *(pytest.param(number, marks=pytest.mark.soak) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL))],
+    [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGKILL],
     ids=lambda number: number.name,
 )
 def test_a_sweep_that_is_stopped_or_killed_stops_its_trial_with_a_checkpoint_and_goes_on(tmp_path: Path, number: signal.Signals) -> None:

@@ -17,6 +17,8 @@ from wandb_service import Service
 
 from pipeline.runtime.trackers.wandb import file
 
+pytestmark = pytest.mark.soak
+
 WORDS = ["train", *TINY, "run.trackers=[wandb]", "run.log_every=2", "train.epochs=20"]
 
 
@@ -25,7 +27,7 @@ def received(service: Service) -> Counter[tuple[int, str]]:
     return Counter((row["step"], name) for row in run.history for name in row if name.startswith(("train/", "validation/")))
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("seed", range(3))
 def test_killed_at_any_moment_and_started_again_the_service_has_every_point_once(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     with Service() as service:
@@ -39,7 +41,6 @@ def test_killed_at_any_moment_and_started_again_the_service_has_every_point_once
     assert received(service) == of_record(tmp_path)
 
 
-@pytest.mark.soak
 def test_what_was_told_offline_is_not_told_again(tmp_path: Path) -> None:
     with Service() as service:
         assert launch(tmp_path, WORDS, environment=service.environment, stop_at=30).code == 75

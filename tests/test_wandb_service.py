@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pytest
 from conftest import TINY
 from processes import Ended, launch
 from wandb_service import Service
@@ -31,6 +32,7 @@ def test_the_service_has_every_point_the_pictures_the_summary_and_the_artifacts(
     assert service.store.unknown == []
 
 
+@pytest.mark.soak
 def test_a_training_begins_with_an_artifact_that_another_has_left(tmp_path: Path) -> None:
     with Service() as service:
         assert begun_with(service, tmp_path, "train", *WORDS).code == 0
