@@ -102,9 +102,13 @@ def _figures(summary: Mapping[str, Any], made: Sequence[str]) -> dict[str, str]:
 
 
 def _wandb(folder: Path) -> dict[str, str]:
-    """What W&B's client has left in the run folder; it may yet be to be sent."""
+    """What W&B's client has left in the run folder; it may yet be to be sent, with what earlier lives have told."""
     last = folder / "wandb" / "latest-run"
     if not last.is_symlink():
         return {}
     place = last.parent / last.readlink()
-    return {"wandb": f"wandb sync {shlex.quote(str(place))}" if place.name.startswith("offline-") else str(place)}
+    if not place.name.startswith("offline-"):
+        return {"wandb": str(place)}
+    lives = f"offline-run-*-{place.name.split('-', 3)[-1]}"
+    several = len([*last.parent.glob(lives)]) > 1
+    return {"wandb": f"wandb sync {shlex.quote(str(last.parent if several else place))}{f'/{lives}' if several else ''}"}

@@ -5,6 +5,7 @@ import json
 import math
 import os
 import random
+import re
 import signal
 import sys
 import time
@@ -122,6 +123,13 @@ def test_a_restart_is_the_same_run_and_tells_no_step_twice(run: Run, tmp_path: P
     first, second = lives(tmp_path)
     assert run_id(first) == run_id(second)
     assert steps(first, second) == [*range(5, 61, 5), 61]
+
+
+def test_what_sends_it_sends_what_each_life_has_told(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, until="train", stop_at=20).code == 75
+    (told,) = re.findall(r"^  wandb +wandb sync (\S+)$", run(WANDB).output, re.MULTILINE)
+    assert sorted(tmp_path.glob(told)) == [path.parent for path in lives(tmp_path)]
+    assert len(lives(tmp_path)) == 2
 
 
 def test_going_back_to_a_checkpoint_it_tells_no_step_twice(run: Run, tmp_path: Path) -> None:
