@@ -1,6 +1,8 @@
 """What is told of a training, line by line."""
 
 import datetime
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,3 +46,24 @@ def test_each_life_begins_with_a_line_and_each_line_has_its_share_of_waiting_and
     told = [line for line in timings if "images/s" in line]
     assert [line["step"] for line in told] == [line["step"] for line in lines(tmp_path) if "train/loss" in line]
     assert all(0 < line["data_wait"] < 1 and line["memory_mb"] > 10 for line in told)
+
+
+def test_to_wait_for_batches_of_a_validation_is_no_part_of_training(run: Run, tmp_path: Path) -> None:
+    assert run("train.validate_every=1", "run.log_every=1", until="train", before=_validating_slowly).code == 0
+    told = [line["data_wait"] for line in lines(tmp_path, "timings") if "data_wait" in line]
+    assert len(told) == 61
+    assert all(0 < share < 1 for share in told)
+
+
+def _validating_slowly(_: int) -> None:
+    """Each batch of it comes late, by more than a step takes."""
+    from pipeline.stages import evaluate
+
+    batches = evaluate.eval_batches  # type: ignore[attr-defined]
+
+    def late(*what: Any, **how: Any) -> Iterator[Any]:
+        for batch in batches(*what, **how):
+            time.sleep(0.05)
+            yield batch
+
+    evaluate.eval_batches = late  # type: ignore[attr-defined]

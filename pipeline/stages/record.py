@@ -73,10 +73,13 @@ class Record:
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Let the clock of training stand still: for what is not an update."""
+        """Let the clocks of training stand still, that of waiting for batches too: for what is not an update."""
+        marks = self._space.world.marks
         self._space.world.synchronize()
         self._state.seconds += time.monotonic() - self._mark
+        waited = marks.waited
         yield
+        marks.waited = waited
         self._mark = time.monotonic()
 
     def training(self, lr: float) -> None:
