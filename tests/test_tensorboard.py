@@ -12,9 +12,9 @@ from tracking import settled
 TRACKER = "run.trackers=[tensorboard]"
 
 
-def read(folder: Path) -> EventAccumulator:
+def read(folder: Path, name: str = "tiny") -> EventAccumulator:
     settled(folder)
-    return EventAccumulator(str(folder / "runs/tiny/tensorboard")).Reload()
+    return EventAccumulator(str(folder / "runs" / name / "tensorboard")).Reload()
 
 
 def test_it_shows_curves_results_and_pictures(run: Run, tmp_path: Path) -> None:
@@ -33,6 +33,12 @@ def test_a_restart_repeats_nothing_and_loses_nothing(tmp_path: Path) -> None:
     killed.join()
     assert launch(tmp_path, words).code == 0
     assert [point.step for point in read(tmp_path).Scalars("train/loss")] == [*range(5, 61, 5), 61]
+
+
+def test_a_run_that_finds_what_another_has_made_is_shown_beside_it(run: Run, tmp_path: Path) -> None:
+    assert run(TRACKER, until="train").code == 0
+    assert run(TRACKER, "run.name=other", until="train").code == 0
+    assert [point.step for point in read(tmp_path, "other").Scalars("train/loss")] == [*range(5, 61, 5), 61]
 
 
 def test_without_the_package_it_says_how_to_get_it(run: Run, tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 import os
 import random
 import re
+import shutil
 import signal
 import sys
 import time
@@ -295,6 +296,16 @@ def test_disabled_it_leaves_nothing(run: Run, tmp_path: Path) -> None:
     assert ended.code == 0
     assert "without it" not in ended.output
     assert lives(tmp_path) == []
+
+
+@pytest.mark.parametrize("way", ["disabled before", "told in a folder that is gone"])
+def test_what_is_fresh_is_told_where_there_is_nothing_of_it(run: Run, tmp_path: Path, way: str) -> None:
+    assert run("run.trackers=[{name: wandb, mode: disabled}]" if "disabled" in way else WANDB, until="train").code == 0
+    if lives(tmp_path):
+        shutil.rmtree(tmp_path / "runs")
+    assert run(WANDB, until="train").code == 0
+    (path,) = lives(tmp_path)
+    assert points(path) == of_record(tmp_path)
 
 
 def test_the_process_that_trains_never_imports_the_client(run: Run, tmp_path: Path) -> None:

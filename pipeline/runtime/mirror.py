@@ -18,7 +18,7 @@ STAGES = ("prepare", "train", "evaluate", "export")  # of whose artifacts tracke
 class Trackers:
     """All trackers of the run as one, for the process that trains. Nothing here waits, but for `close`; nothing raises.
 
-    They are opened when training begins, or a stage is done that they have not been told of to the end, made in this life or before;
+    They are opened when training begins, or a stage is done that they have not been told of here to the end, made in this life or before;
     and always for what was started as somebody else's run, a trial of a sweep. Whenever they are, they get what they lack.
     """
 
@@ -72,9 +72,11 @@ class Trackers:
             self._drop()
 
     def _was_told(self, training: Path, place: Path) -> bool:
-        known = files.read_json(training / LOCK)
-        names = [known.get(spec.name, []) if isinstance(known, dict) else [] for spec in self._config.run.trackers]
-        return all(place.name in each for each in names)
+        """All trackers, in this run folder: one that was disabled, or told in the folder of another run, has left nothing here."""
+        found = files.read_json(training / LOCK)
+        known: dict[str, list[str]] = found if isinstance(found, dict) else {}
+        names = [spec.name for spec in self._config.run.trackers]
+        return all(place.name in known.get(name, []) and (self._folder / name).exists() for name in names)
 
     def _of(self, stage: str) -> list[tuple[object, ...]]:
         return [*([("record",)] if stage == "train" else []), ("made", stage, str(self._made[stage]))]
