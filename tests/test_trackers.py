@@ -228,6 +228,12 @@ def test_killed_and_started_again_at_once_it_tells_every_step_once(run: Run, tmp
     assert points(*found) == of_record(tmp_path)
 
 
+def test_what_is_said_when_nobody_listens_any_more_is_in_the_log(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, until="train", kill_at=5).code == -signal.SIGKILL
+    (path,) = lives(tmp_path)
+    assert f"wandb: offline, run {run_id(path)}" in (tmp_path / "runs/tiny/logs/trackers.log").read_text()
+
+
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
 def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_told_once(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)

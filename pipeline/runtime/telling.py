@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import queue
+import select
 import sys
 import threading
 import time
@@ -41,6 +42,7 @@ def main() -> None:
         os.set_inheritable(int(descriptor), False)  # out of reach of what a client starts, which may stay longer
     os.dup2(int(lock), 0)  # but for the lock, which is free when all are gone
     sys.stdout = os.fdopen(int(said), "w")
+    threading.Thread(target=_into_the_log, args=(int(said),), daemon=True).start()
     os.nice(NICE)
     logging.raiseExceptions = False  # a client that cannot write its log would fill ours with that
     if LINUX:
@@ -56,6 +58,14 @@ def main() -> None:
         sys.argv, values, place = json.loads(first)  # as clients note it
         _tell_all(lines, Config.model_validate(values), Path(place), Path(f"/proc/self/fd/{folder}" if LINUX else training))
     _leave(0)
+
+
+def _into_the_log(said: int) -> None:
+    """Have what is said written there, with what clients print, once nobody listens."""
+    listened = select.poll()
+    listened.register(said, 0)  # an error alone: the other end is closed
+    listened.poll()
+    os.dup2(sys.stderr.fileno(), said, inheritable=False)
 
 
 def _receive(pipe: int, lines: "queue.SimpleQueue[bytes]", turn: threading.Event) -> None:
