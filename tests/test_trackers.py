@@ -22,6 +22,7 @@ from processes import Ended, begin, below, launch
 from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps
 
 from bench.faults import nonfinite
+from pipeline.runtime.aside import Aside
 from pipeline.runtime.origin import origin
 from pipeline.runtime.trackers.wandb import evaluation, file
 
@@ -332,6 +333,16 @@ def test_a_tracker_that_cannot_write_costs_no_step(run: Run, tmp_path: Path) -> 
     assert (whole.code, broken.code) == (0, 0)
     assert "going on without it" in broken.output
     assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
+
+
+def test_a_process_aside_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path) -> None:
+    before = [*Path("/proc/self/fd").iterdir()]
+    (tmp_path / "logs").write_text("a file where its folder should go")
+    with pytest.raises(OSError, match="File exists"):
+        Aside(tmp_path, tmp_path / "logs" / "trackers.log")
+    with pytest.raises(OSError, match="No such file"):
+        Aside(tmp_path / "nowhere", tmp_path / "trackers.log")
+    assert [*Path("/proc/self/fd").iterdir()] == before
 
 
 def weights(folder: Path) -> bytes:

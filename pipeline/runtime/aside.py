@@ -37,44 +37,38 @@ class Aside:
         It gets the folder `training` open, whose name will change; and the lock of it, if no earlier process aside, or what that has
         started, has it yet.
         """
-        folder = os.open(training, os.O_RDONLY)
-        lock = os.open(training / LOCK, os.O_RDWR | os.O_CREAT, 0o644)
-        locked(lock)
-        theirs, self._in = os.pipe()
-        self._out, said = os.pipe()
-        log.parent.mkdir(parents=True, exist_ok=True)
-        printed = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        command = [
-            sys.executable,
-            "-P",
-            "-m",
-            "pipeline.runtime.telling",
-            str(theirs),
-            str(said),
-            str(folder),
-            str(lock),
-            str(training.absolute()),
-        ]
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            self._process = subprocess.Popen(  # noqa: S603
-                command,
-                stdin=subprocess.DEVNULL,
-                stdout=printed,
-                stderr=printed,
-                pass_fds=[theirs, said, folder, lock],
-                env=environment,
-                start_new_session=True,
-            )
-        except OSError:
-            os.close(self._in)
-            os.close(self._out)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            for descriptor in (folder, lock, theirs, said, printed):
-                os.close(descriptor)
+        with contextlib.ExitStack() as theirs:
+
+            def opened(path: Path, how: int) -> int:
+                theirs.callback(os.close, descriptor := os.open(path, how, 0o644))
+                return descriptor
+
+            log.parent.mkdir(parents=True, exist_ok=True)
+            printed = opened(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+            folder = opened(training, os.O_RDONLY)
+            lock = opened(training / LOCK, os.O_RDWR | os.O_CREAT)
+            locked(lock)
+            told, self._in = os.pipe()
+            self._out, said = os.pipe()
+            for descriptor in (told, said):
+                theirs.callback(os.close, descriptor)
+            words = [str(word) for word in (told, said, folder, lock, training.absolute())]
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+            try:
+                self._process = subprocess.Popen(  # noqa: S603
+                    [sys.executable, "-P", "-m", "pipeline.runtime.telling", *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=printed,
+                    stderr=printed,
+                    pass_fds=[told, said, folder, lock],
+                    env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+                    start_new_session=True,
+                )
+            except OSError:
+                self._close()
+                raise
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, before)
         if LINUX:
             with contextlib.suppress(OSError):  # more than a user may have
                 fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE)

@@ -86,7 +86,11 @@ class Trackers:
             return
         try:
             if self._aside is None:
-                self._aside = self._opened()
+                assert self._training is not None
+                self._aside = Aside(self._training, self._folder / LOG)
+                first = (sys.argv, self._config.model_dump(mode="json"), str(self._folder))
+                for line in (first, ("facts", self._facts), *(line for stage in self._made for line in self._of(stage))):
+                    self._aside.tell(_line(*line))
             if what:
                 self._aside.tell(_line(*what))
             if last:
@@ -95,14 +99,6 @@ class Trackers:
             say(f"trackers: {error}; going on without them")
             self._wanted = False
             self._drop()
-
-    def _opened(self) -> Aside:
-        assert self._training is not None
-        opened = Aside(self._training, self._folder / LOG)
-        first = (sys.argv, self._config.model_dump(mode="json"), str(self._folder))
-        for line in (first, ("facts", self._facts), *(line for stage in self._made for line in self._of(stage))):
-            opened.tell(_line(*line))
-        return opened
 
     def _drop(self) -> None:
         if self._aside is not None:
