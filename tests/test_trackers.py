@@ -24,7 +24,7 @@ from tracking import configuration, described, exit_codes, kill_all, lives, of_r
 from bench.faults import nonfinite
 from pipeline.runtime.aside import Aside
 from pipeline.runtime.origin import origin
-from pipeline.runtime.trackers.wandb import evaluation, file
+from pipeline.runtime.trackers.wandb import _has_key, evaluation, file
 
 WANDB = "run.trackers=[wandb]"
 
@@ -313,6 +313,25 @@ def test_what_is_fresh_is_told_where_there_is_nothing_of_it(run: Run, tmp_path: 
     assert run(WANDB, until="train").code == 0
     (path,) = lives(tmp_path)
     assert points(path) == of_record(tmp_path)
+
+
+@pytest.mark.parametrize(("mode", "said"), [("dryrun", "wandb: offline, run "), ("ofline", "did you mean 'offline'?; going on without it")])
+def test_a_mode_is_known_by_its_old_name_and_a_misspelt_one_is_told_in_a_line(run: Run, mode: str, said: str) -> None:
+    ended = run(WANDB, until="train", environment={"WANDB_MODE": mode})
+    assert ended.code == 0
+    assert said in next(line for line in ended.output.splitlines() if line.startswith("wandb: "))
+
+
+@pytest.mark.parametrize("variable", ["HOME", "NETRC"])
+def test_a_key_is_found_where_the_client_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    kept = tmp_path / ".netrc"
+    kept.write_text(f"machine api.wandb.ai login user password {'0' * 40}")
+    kept.chmod(0o644)
+    monkeypatch.setenv("HOME", "/nowhere")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    assert not _has_key()
+    monkeypatch.setenv(variable, str(kept if variable == "NETRC" else tmp_path))
+    assert _has_key()
 
 
 def test_the_process_that_trains_never_imports_the_client(run: Run, tmp_path: Path) -> None:

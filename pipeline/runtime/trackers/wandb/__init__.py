@@ -10,16 +10,17 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pipeline.config import Config
+from pipeline.config import Config, nearest
 from pipeline.errors import PipelineError
 from pipeline.runtime import files, journal, manifests
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb import evaluation, file
 
 Mode = Literal["auto", "online", "offline", "disabled"]
+OLD_NAMES = {"run": "online", "dryrun": "offline"}  # that the client yet understands
 SETTINGS = {
     "silent": True,  # what there is to say is said below
     "console": "off",
@@ -33,9 +34,13 @@ SETTINGS = {
 
 def wandb(config: Config, folder: Path, training: Path, *, project: str = "pipeline", mode: Mode = "auto") -> "_WandB":
     """`auto`: WANDB_MODE if it is set; else online if a key is configured, else offline. Nobody is asked for anything."""
+    found: str = mode
     if mode == "auto":
-        mode = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")  # type: ignore[assignment]
-    return _WandB(config, folder, training, project, mode)
+        found = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    found, known = OLD_NAMES.get(found, found), get_args(Mode)[1:]
+    if found not in known:
+        raise PipelineError(f"WANDB_MODE={found}: no such mode{nearest(found, known)}")
+    return _WandB(config, folder, training, project, found)
 
 
 class _WandB:
@@ -267,10 +272,14 @@ def _few(classes: Sequence[str]) -> Sequence[str] | int:
 
 
 def _has_key() -> bool:
-    """Whether a key is in the environment or in ~/.netrc, where `wandb login` puts it; nothing is asked of anyone."""
+    """Whether a key is in the environment or in ~/.netrc, where `wandb login` puts it; nothing is asked of anyone.
+
+    Like the client, it takes one that others may read as well.
+    """
     host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    place = os.environ.get("NETRC") or str(Path.home() / ".netrc")
     try:
-        return "WANDB_API_KEY" in os.environ or netrc.netrc().authenticators(host) is not None
+        return "WANDB_API_KEY" in os.environ or netrc.netrc(place).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
         return False
 
