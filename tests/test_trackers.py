@@ -1,5 +1,6 @@
 """W&B mirrors the record through its real client, offline here, and can fail without harm."""
 
+import fcntl
 import functools
 import json
 import math
@@ -17,12 +18,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cluster import until
 from conftest import TINY, Run
 from processes import Ended, begin, below, launch
 from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps
 
 from bench.faults import nonfinite
-from pipeline.runtime.aside import Aside
+from pipeline.runtime.aside import LOCK, Aside
 from pipeline.runtime.origin import origin
 from pipeline.runtime.trackers.wandb import _has_key, evaluation, file
 
@@ -245,6 +247,18 @@ def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_
         kill_all(process, draw)
     assert launch(tmp_path, words).code == 0
     assert points(*lives(tmp_path)) == of_record(tmp_path)
+
+
+def test_while_an_earlier_life_tells_it_is_said_that_this_one_will(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, until="train").code == 0
+    settled(tmp_path)
+    (lock,) = tmp_path.glob(f"artifacts/train/*/{LOCK}")
+    with lock.open() as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        ended = run(WANDB, until="evaluate")
+    assert ended.code == 0
+    assert "trackers: an earlier life tells them yet; this one follows it" in ended.output
+    until(lambda: len(lives(tmp_path)) == 2, 60, lambda: "it did not")
 
 
 def test_what_a_file_lacks_that_was_cut_short_is_told_by_the_next_life(run: Run, tmp_path: Path) -> None:

@@ -86,6 +86,8 @@ def _receive(pipe: int, lines: "queue.SimpleQueue[bytes]", turn: threading.Event
 def _be_gone(turn: threading.Event) -> None:
     """Say what is left to do before nobody listens any more, and end in time."""
     time.sleep(PATIENCE * 0.75)
+    if not turn.is_set():
+        say(f"trackers: an earlier life tells them yet; this one follows it, for up to {AFTERWARDS / 60:.0f} minutes")
     for name, once in list(OPEN.items()):
         if once is None or once.tracker.later:
             what, then = ("its service has not answered", "") if once is None else ("not all is sent", f"; then {once.tracker.later}")
