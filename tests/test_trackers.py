@@ -368,6 +368,31 @@ def test_a_tracker_that_cannot_write_costs_no_step(run: Run, tmp_path: Path) -> 
     assert weights(tmp_path / "whole") == weights(tmp_path / "broken")
 
 
+def test_a_mark_that_cannot_be_written_costs_no_other_tracker_anything(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "sitecustomize.py").write_text(FULL)
+    ended = run("run.trackers=[tensorboard, wandb]", until="train", before=_with_a_full_disk)
+    assert ended.code == 0
+    assert "No space left on device" in next(line for line in ended.output.splitlines() if line.startswith("tensorboard: "))
+    (path,) = lives(tmp_path)
+    assert exit_codes(path) == [0]
+
+
+FULL = """
+from pathlib import Path
+opened = Path.open
+def full(self, *how, **also):
+    if self.name == "trackers.json" and how == ("r+",):
+        raise OSError(28, "No space left on device", str(self))
+    return opened(self, *how, **also)
+Path.open = full
+"""
+
+
+def _with_a_full_disk(_: int) -> None:
+    sys.path.insert(0, "full")  # of which the process aside is told
+
+
 def test_a_process_aside_that_cannot_be_begun_leaves_nothing_open(tmp_path: Path) -> None:
     before = [*Path("/proc/self/fd").iterdir()]
     (tmp_path / "logs").write_text("a file where its folder should go")

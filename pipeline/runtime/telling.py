@@ -155,7 +155,8 @@ def _tell_all(lines: "queue.SimpleQueue[bytes]", config: Config, folder: Path, t
             if what == "close":
                 del OPEN[name]
                 if not failed:
-                    _note(training / LOCK, name, once.made)
+                    with _without_harm(name, ""):
+                        _note(training / LOCK, name, once.made)
 
 
 def _note(path: Path, name: str, made: Sequence[str]) -> None:
