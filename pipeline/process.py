@@ -84,7 +84,8 @@ class Process:
 
     def say(self, message: str) -> None:
         console.leave_terminal()
-        os.write(self.terminal, f"pipeline: {message}\n".encode())
+        with contextlib.suppress(OSError):  # nobody is there any more; the exit code says it too
+            os.write(self.terminal, f"pipeline: {message}\n".encode())
 
     def stopping(self) -> bool:
         """Whether a process was told to stop, the same answer on each."""

@@ -40,7 +40,7 @@ class Terminal:
 
     def before(self, *, out: bool = True) -> "partial[None]":
         """For `processes.begin`: the main process has its stderr here, and if `out` its stdout too."""
-        return partial(_here, os.ttyname(self._screen), out)
+        return partial(on, os.ttyname(self._screen), out)
 
     def close(self) -> None:
         """Have all that was written; nobody may be writing any more."""
@@ -72,7 +72,7 @@ class Terminal:
             os.close(self._keyboard)
 
 
-def _here(name: str, out: bool, rank: int) -> None:
+def on(name: str, out: bool, rank: int) -> None:
     if rank == 0:
         terminal = os.open(name, os.O_RDWR)
         for stream in (1, 2) if out else (2,):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import signal
 import sys
@@ -14,7 +15,7 @@ import pytest
 from cluster import until
 from conftest import TINY
 from processes import begin, launch
-from terminal import NOT_CI, Terminal
+from terminal import NOT_CI, Terminal, on
 
 LONG = [*TINY, "train.epochs=4000"]
 BAR = "━"
@@ -72,6 +73,27 @@ def test_an_error_leaves_no_half_bar(tmp_path: Path) -> None:
     assert run_on(terminal, tmp_path, ["train", *TINY, "train.lr=1e9", "train.schedule=constant"]) == 4
     assert not any(BAR in line for line in terminal.shown())
     assert any(line.startswith("pipeline: ") for line in terminal.shown())
+
+
+def test_a_terminal_that_goes_away_ends_nothing(tmp_path: Path) -> None:
+    keyboard, screen = pty.openpty()
+    (process,) = begin(tmp_path, ["train", *LONG], before=partial(on, os.ttyname(screen), True), environment=NOT_CI)
+    os.read(keyboard, 1)
+    os.close(keyboard)
+    os.close(screen)
+    until(lambda: any(tmp_path.glob("artifacts/train/*/checkpoints/step-*")), 60, lambda: "no step was made")
+    end(process, signal.SIGTERM)
+    assert process.exitcode == 75
+
+
+def test_a_log_on_a_full_disk_ends_nothing(tmp_path: Path) -> None:
+    (process,) = begin(tmp_path, ["train", *TINY], before=into_a_full_disk)
+    process.join(60)
+    assert (tmp_path / "runs/tiny/train/weights.safetensors").is_file()
+
+
+def into_a_full_disk(_: int) -> None:
+    os.dup2(os.open("/dev/full", os.O_WRONLY), 1)
 
 
 @pytest.mark.parametrize("plain", [{"CI": "true"}, {"TERM": "dumb"}])

@@ -5,6 +5,7 @@ Elsewhere (a pipe, a log, `TERM=dumb`, `CI`) that is a plain line an interval. W
 """
 
 import contextlib
+import errno
 import os
 import sys
 from collections.abc import Iterator
@@ -52,8 +53,9 @@ def say_plainly(text: str) -> None:
         text = text.translate(PLAIN).encode(encoding, "replace").decode(encoding)
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader, `head` say, has left; the run goes on
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:  # the disk of a log is full, or the reader has left, `head` say, or a terminal; the run goes on
+        if error.errno in (errno.EPIPE, errno.EIO):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def write_to(log: Path) -> None:
