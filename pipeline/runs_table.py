@@ -24,7 +24,7 @@ def _number(value: float | None, form: str) -> str:
 COLUMNS: dict[str, Callable[[Run], str]] = {  # in the order in which they are shown
     "run": lambda run: f"  {run.path.name}" if run.group else run.name,
     "state": lambda run: run.state,
-    "step": lambda run: f"{run.step} of {run.steps}" if run.steps and run.step != run.steps else _number(run.step, "d"),
+    "step": lambda run: f"{run.step} of {run.steps}" if run.steps and run.step not in (None, run.steps) else _number(run.step, "d"),
     "test": lambda run: _number(run.test_accuracy, ".4f"),
     "validation": lambda run: _number(run.best, ".4f") + (f" {run.metric}" if run.best is not None and run.metric != "accuracy" else ""),
     "last": lambda run: _number(run.last, ".4f"),

@@ -60,6 +60,15 @@ def test_a_finished_run_is_told_as_its_summary_has_it(runs: Path) -> None:
     assert (run.data, run.model, run.optimizer, run.lr, run.batch_size) == ("synthetic", "lenet", "sgd", 0.05, 12)
 
 
+def test_a_run_that_failed_before_its_first_line_is_at_no_step(runs: Path) -> None:
+    place = another(runs, "failed", state="failed", exit_code=4, message="the loss is nan at step 8")
+    for link in ("train", "metrics.jsonl"):
+        (place / link).unlink()
+    run = one(runs, "failed")
+    assert (run.step, run.steps) == (None, 61)
+    assert all("None" not in line.plain for line in runs_table.table([run], 200))
+
+
 def test_how_a_run_ended_is_told_with_its_code_and_message(runs: Path) -> None:
     another(runs, "ended", state="stopped", exit_code=75, message="stopped after step 20")
     run = one(runs, "ended")
