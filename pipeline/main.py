@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "status":
             return _status(config)
         return _run(config, options)
-    except (PipelineError, KeyboardInterrupt) as error:
+    except (PipelineError, OSError, KeyboardInterrupt) as error:
         code, message = outcome(error)
         if speaks():
             print(f"pipeline: {message}", file=sys.stderr)

@@ -7,6 +7,7 @@ from pipeline.errors import ConfigError, of_the_machine
 from pipeline.plan import PREPARE, TRAIN, check
 from pipeline.runtime import files, manifests
 from pipeline.runtime.console import say
+from pipeline.runtime.foreign import json_in, mapping
 from pipeline.runtime.manifests import A, Manifest, Stage
 
 PAGE = Path("report", "index.html")
@@ -31,8 +32,9 @@ def remake(run: Path) -> Path:
         raise ConfigError(f"the evaluation in {place} is damaged: {broken}; `pipeline evaluate` makes it again")
     if evaluation:
         made["evaluate"] = evaluation
-        if any(evaluation.reasons[name] != artifact.digest for name, artifact in (("prepare", data), ("train", trained))):
-            raise ConfigError(f"{run}: its training is not the one that was evaluated; `pipeline evaluate` with its configuration goes on")
+    of = evaluation.reasons if evaluation else mapping(json_in(place / "metrics.json").get("of"))
+    if any(of.get(name) != artifact.digest for name, artifact in (("prepare", data), ("train", trained))):
+        raise ConfigError(f"{run}: its training is not the one that was evaluated; `pipeline evaluate` with its configuration goes on")
     from pipeline.stages.report import page
     from pipeline.stages.report.facts import Facts
 

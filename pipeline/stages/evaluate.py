@@ -53,7 +53,7 @@ def evaluate(config: EvaluateConfig, data: PreparedData, trained: TrainedModel, 
     say(f"evaluate: test accuracy {test['accuracy']:.4f} ({right} of {test['images']}), loss {test['loss']:.4f}{besides}")
     if space.world.is_main:
         _keep({split: several[split] for split, several in answered.items()}, space)
-        _write(measured, trained, space)
+        _write(measured, data, trained, space)
     if test["accuracy"] < config.min_accuracy:
         raise GateError(f"test accuracy {test['accuracy']:.4f} is below evaluate.min_accuracy={config.min_accuracy}")
     return Report(dir=space.dir, test=test, validation=totals.get("validation"))
@@ -177,8 +177,9 @@ def _numbers(values: dict[str, Any]) -> dict[str, float]:
     return {k: v for k, v in values.items() if isinstance(v, int | float)}
 
 
-def _write(measured: dict[str, dict[str, Any]], trained: TrainedModel, space: Workspace) -> None:
-    files.write_json(space.dir / "metrics.json", {"weights": trained.selected, **measured})
+def _write(measured: dict[str, dict[str, Any]], data: PreparedData, trained: TrainedModel, space: Workspace) -> None:
+    of = {"prepare": data.digest, "train": trained.digest}  # for one that fails its gate, and so has no manifest
+    files.write_json(space.dir / "metrics.json", {"weights": trained.selected, "of": of, **measured})
     space.trackers.results({f"{name}/{k}": v for name, values in measured.items() for k, v in _numbers(values).items()})
     if not space.config.run.trackers:
         return

@@ -43,12 +43,17 @@ def svg(drawing: Drawing, alt: str) -> str:
     text = content.getvalue()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>|<!--.*?-->|<defs>\s*<style.*?</style>\s*</defs>", "", text, flags=re.DOTALL)
-    text = re.sub(r' id="[\w.]+_\d+"', "", text)
-    text = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", text)
+    text = re.sub(r"<[^<>]+>", _tag, text)  # what is between tags may be anything: the name of a class, say
     text = re.sub(r'<svg [^>]*?(viewBox="[^"]*")[^>]*>', rf'<svg \1 role="img" aria-label="{html.escape(alt)}">', text, count=1)
-    for name, color in SENTINELS.items():
-        text = text.replace(color, f"var(--{name})")
     return re.sub(r"\n\s*", "\n", text)
+
+
+def _tag(found: re.Match[str]) -> str:
+    tag = re.sub(r' id="[\w.]+_\d+"', "", found[0])
+    tag = re.sub(r'font: ([\d.]+px) [^;"]*', r"font-size: \1", tag)
+    for name, color in SENTINELS.items():
+        tag = tag.replace(color, f"var(--{name})")
+    return tag
 
 
 @contextmanager
