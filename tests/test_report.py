@@ -5,11 +5,11 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-import browser
 import matplotlib.figure
 import numpy as np
 import PIL.Image
 import pytest
+import watching
 from conftest import TINY, Run
 from processes import launch
 
@@ -227,28 +227,30 @@ def test_a_disk_that_takes_no_page_is_said_in_one_line(run: Run, tmp_path: Path)
     assert (ended.code, ended.output) == (1, f"pipeline: File exists: {place}\n")
 
 
-needs_chromium = pytest.mark.skipif(browser.CHROMIUM is None, reason="there is no chromium here")
+needs_browser = pytest.mark.skipif(bool(watching.MISSING), reason=watching.MISSING)
 
 
-@needs_chromium
+@needs_browser
 def test_a_browser_shows_all_of_it_on_a_desk_and_on_a_phone_without_a_complaint(odd: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "index.html"
-    copy.write_text(page(odd))
-    assert browser.console(copy) == []
     curious = tmp_path / "curious.html"
     curious.write_text(page(odd).replace("</main>", '<img src="http://127.0.0.1:9/x.png" alt=""></main>'))
-    assert "Content Security Policy" in "".join(browser.console(curious)), "it fetches nothing, and would say so"
-    for found in browser.layout(copy, 1280, 390):
-        assert found["wide"] == 0
-        assert found["charts"] == 8
-        assert found["images"] == len(re.findall("<img ", page(odd)))
-        assert (found["cut"], found["over"]) == ([], [])
+    with watching.chromium() as chromium:
+        for width in (1280, 390):
+            with watching.opened(chromium, (odd / PAGE).as_uri(), width=width) as seen:
+                found = seen.layout()
+                assert (seen.complaints, seen.elsewhere, seen.cut) == ([], [], 0)
+                assert (found["charts"], found["images"]) == (8, len(re.findall("<img ", page(odd))))
+                assert (found["cut"], found["over"]) == ([], [])
+        with watching.opened(chromium, curious.as_uri()) as seen:
+            assert "Content Security Policy" in "".join(seen.complaints), "it fetches nothing, and would say so"
 
 
-@needs_chromium
-def test_a_browser_shows_it_light_or_dark_charts_included(odd: Path, tmp_path: Path) -> None:
-    copy = tmp_path / "index.html"
-    copy.write_text(page(odd))
-    (light,), (dark,) = browser.layout(copy, 1280), browser.layout(copy, 1280, dark=True)
+@needs_browser
+def test_a_browser_shows_it_light_or_dark_charts_included(odd: Path) -> None:
+    with watching.chromium() as chromium:
+        with watching.opened(chromium, (odd / PAGE).as_uri()) as seen:
+            light = seen.layout()
+        with watching.opened(chromium, (odd / PAGE).as_uri(), dark=True) as seen:
+            dark = seen.layout()
     assert light["paper"] == "rgb(255, 255, 255)" != dark["paper"]
     assert light["chart_ink"] == light["ink"] != dark["ink"] == dark["chart_ink"]
