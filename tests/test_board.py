@@ -189,6 +189,18 @@ def test_runs_with_any_name_and_numbers_that_are_none_are_told(server: Server, r
     assert asked(server, f"/files/{quote(name)}/report/index.html")[0] == 200
 
 
+def test_a_number_that_no_computer_holds_is_left_out(server: Server, runs: Path) -> None:
+    huge = "1" + "0" * 400
+    journal = (runs / "tiny/metrics.jsonl").resolve()
+    journal.write_text(f'{{"step": 1, "train/loss": {huge}}}\n{{"step": {huge}, "train/loss": 1}}\n{{"step": 3, "train/loss": 2.5}}\n')
+    assert told(server, "/api/curves?run=tiny")["series"]["train/loss"] == {"x": [3], "y": [2.5], "of": 1}
+
+
+def test_a_configuration_that_holds_itself_is_refused(server: Server, runs: Path) -> None:
+    (runs / "tiny/config.yaml").write_text("train: &t {model: *t}\n")
+    assert asked(server, "/api/curves?run=tiny")[0] == 503
+
+
 def test_a_folder_that_is_gone_is_said(server: Server, runs: Path) -> None:
     shutil.rmtree(runs)
     status, body = asked(server, "/api/runs")
@@ -296,7 +308,8 @@ def _look(seen: watching.Seen, hostile: str) -> None:
     charts = page.locator(".chart").evaluate_all("charts => charts.map(chart => chart.dataset.name)")
     assert charts[:3] == ["loss", "accuracy", "lr"]
     assert "images/s" in charts
-    assert page.locator(".chart").first.locator(".trace path.js-line").count() == 4  # training and validation, of two runs
+    lines = page.locator(".chart").first.locator(".trace path.js-line")
+    until(lambda: lines.count() == 4, 60, lambda: str(seen.complaints))  # training and validation, of two runs
     assert page.locator("#settings tr td:first-child").all_inner_texts() == ["train.epochs", "run.checkpoint_every"]
     assert page.locator("#ticked button").all_inner_texts() == ["live", hostile]
     page.get_by_role("button", name="test", exact=True).click()  # what has not been tested comes last

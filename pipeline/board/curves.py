@@ -66,7 +66,7 @@ class Curves:
     def _begin(self) -> None:
         self._journals = [Growing(self._training / name) for name in ("metrics.jsonl", "timings.jsonl")]
         self._points: dict[str, tuple[array[float], array[float]]] = {}
-        self._starts: list[int] = []
+        self._starts: list[float] = []
 
     @property
     def points(self) -> int:
@@ -94,12 +94,14 @@ class Curves:
 
     def _take(self, lines: Sequence[Mapping[str, Any]]) -> None:
         for line in lines:
-            step = line["step"]
-            for name, value in line.items():
-                if name == "start":
-                    self._starts.append(step)
-                if name == "step" or not isinstance(value, int | float):
-                    continue
+            try:
+                numbers = {name: float(value) for name, value in line.items() if isinstance(value, int | float)}
+            except OverflowError:  # which no line of ours has
+                continue
+            step = numbers.pop("step")
+            if "start" in line:
+                self._starts.append(step)
+            for name, value in numbers.items():
                 if name not in self._points:
                     if len(self._points) == NAMES:
                         continue

@@ -290,7 +290,7 @@ async function refreshCurves() {
   const axis = at("axis").value;
   let changed = curves.size !== ticked.size || [...curves.keys()].some((name) => !ticked.has(name));
   for (const name of [...curves.keys()]) if (!ticked.has(name)) curves.delete(name);
-  await Promise.all([...ticked.keys()].map(async (name) => {
+  const answers = await Promise.allSettled([...ticked.keys()].map(async (name) => {
     const run = runs.find((other) => other.name === name);
     const state = JSON.stringify(run);
     const known = curves.get(name);
@@ -300,9 +300,12 @@ async function refreshCurves() {
     curves.set(name, { text, axis, state, value: JSON.parse(text) });
     changed = true;
   }));
-  if (!changed) return;
-  showCharts();
-  showDifferences();
+  if (changed) {
+    showCharts();
+    showDifferences();
+  }
+  const failed = answers.find(({ status }) => status === "rejected"); // which is no reason to keep the others' curves back
+  if (failed) throw failed.reason;
 }
 
 // What is ticked is part of the address, so that it can be kept.

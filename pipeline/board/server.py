@@ -134,7 +134,7 @@ class Answer(BaseHTTPRequestHandler):
             return self._refuse(HTTPStatus.MISDIRECTED_REQUEST, "this is no name of the board's machine; use localhost, or its address")
         try:
             return self._answer(unquote(asked.path), {key: values[-1] for key, values in parse_qs(asked.query).items()})
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, OverflowError, RecursionError) as error:  # whatever somebody may have put there
             if isinstance(error, ConnectionError | TimeoutError):
                 raise
             self.close_connection = True  # if it was in the middle of an answer
