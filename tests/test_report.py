@@ -1,5 +1,6 @@
 """The page of a run: what is on it, that it is made from the artifacts alone, and that it can fail without harm."""
 
+import errno
 import json
 import re
 from html.parser import HTMLParser
@@ -13,11 +14,13 @@ import watching
 from conftest import TINY, Run
 from processes import launch
 
+from pipeline.runtime import files
 from pipeline.stages.report import charts
 from pipeline.stages.report.theme import svg
 
 PAGE = "runs/tiny/report/index.html"
 NAMES = ["<b>&amp;'\"", "$x_1$ {{ 7 * 7 }}", "汉字 " + "very " * 8 + "long"]
+BROKEN = '"warning">This part could not be drawn'  # as markup: the page shows what of our code is not committed, too
 FOLDER = ["data.source=folder", "data.root=raw", "train.batch_size=6", "train.augment=[]", "data.validation=0.2"]
 
 
@@ -73,7 +76,7 @@ def test_the_page_has_all_its_parts_and_none_is_broken(odd: Path) -> None:
     found = Text(page(odd))
     for title in ("Learning curves", "Confusion", "Classes", "Calibration", "Most confident mistakes", "Sample predictions", "Provenance"):
         assert title in found.text
-    assert "could not be drawn" not in found.text
+    assert BROKEN not in page(odd)
     assert "no test folder: every fifth image" in found.text, "notes of prepare"
     assert re.search(r"95 % interval [\d.]+\s% to [\d.]+\s% \(Wilson\)", found.text)
     labels = [attributes.get("aria-label") or "" for tag, attributes in found.tags if tag == "svg"]
@@ -147,7 +150,7 @@ def test_the_smallest_training_has_a_page(run: Run, tmp_path: Path) -> None:
     assert "There was no validation split" in text
     assert "mlp has no convolution" in text
     assert "test accuracy, mean of views" in text
-    assert "could not be drawn" not in text
+    assert BROKEN not in page(tmp_path)
 
 
 def without_savefig(_: int) -> None:
@@ -186,6 +189,25 @@ def test_a_page_that_cannot_be_made_is_said_and_harms_nothing(run: Run, tmp_path
     assert not (tmp_path / PAGE).exists()
     assert launch(tmp_path, ["report", "runs/tiny"]).code == 0
     assert "no paper" not in page(tmp_path)
+
+
+def without_room(_: int) -> None:
+    """As on a disk that is full when a picture comes."""
+    write = files.write_whole
+
+    def full(path: Path, content: bytes | str, aside: Path | None = None) -> None:
+        if path.suffix == ".png":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(path, content, aside)
+
+    files.write_whole = full
+
+
+def test_a_picture_for_trackers_that_has_no_room_costs_no_evaluation(run: Run, tmp_path: Path) -> None:
+    ended = run("train.steps=1", "run.trackers=[tensorboard]", until="evaluate", before=without_room)
+    assert ended.code == 0, ended.output
+    assert "evaluate: the picture confusion could not be drawn: OSError: [Errno 28] No space left on device" in ended.output
+    assert (tmp_path / "runs/tiny/evaluate/manifest.json").is_file()
 
 
 def test_an_evaluation_that_fails_its_gate_has_a_page_that_says_so(run: Run, tmp_path: Path) -> None:

@@ -73,7 +73,8 @@ FLAT = [0.5] * 10
         (record(FLAT, FLAT), "Neither over- nor under-fitting is to be seen"),
         (record([1, 0.5, 0.5, 0.5, 0.5], [1, 0.6, 0.5, 0.6, 0.8]), "Neither"),  # the validation got worse, but training no better
         (record(FLAT, []), "There was no validation split"),
-        (record([1], [1]), "1 validation: too few points"),
+        (record([1], [1]), "Too few points to tell over-fitting from under-fitting: 1 of validation, 1 of training."),
+        (record([5, 1], [5, 1]), "Too few points"),  # of what fell in the last fifth of the steps nothing is known
         ([], "There was no validation split"),
     ],
 )

@@ -69,8 +69,10 @@ def fit(lines: Sequence[Mapping[str, Any]]) -> str:
     held_out = [line for line in lines if "validation/loss" in line]
     if not held_out:
         return "There was no validation split, so that over-fitting cannot be seen."
-    if len(held_out) < 2 or sum("train/loss" in line for line in lines) < 2:
-        return f"{len(held_out)} validation: too few points to tell over-fitting from under-fitting."
+    trained = sum("train/loss" in line for line in lines)
+    few = f"Too few points to tell over-fitting from under-fitting: {len(held_out)} of validation, {trained} of training."
+    if len(held_out) < 2 or trained < 2:
+        return few
     lowest, last = min(held_out, key=lambda line: line["validation/loss"]), held_out[-1]
     learnt, learnt_then = (_mean(lines, "train/loss", _before(held_out, line), line["step"]) for line in (last, lowest))
     rise = last["validation/loss"] - lowest["validation/loss"]
@@ -85,7 +87,10 @@ def fit(lines: Sequence[Mapping[str, Any]]) -> str:
         shares = f"{100 * known:.1f} % of the training images were right, and {100 * last['validation/accuracy']:.1f} % of validation's"
         return f"Over-fitting: in the end {shares}."
     steps = lines[-1]["step"]
-    before, after = (_mean(lines, "train/loss", steps * (share - 0.2), steps * share) for share in (0.8, 1.0))
+    fifths = [_values(lines, "train/loss", steps * (share - 0.2), steps * share) for share in (0.8, 1.0)]
+    if not all(fifths):
+        return few
+    before, after = map(statistics.fmean, fifths)
     if after < (1 - FALL) * before and rise <= 0:
         return (
             f"Under-fitting: in the last fifth of the steps the training loss still fell by {100 * (1 - after / before):.0f} %, "
@@ -101,5 +106,8 @@ def _before(lines: Sequence[Mapping[str, Any]], line: Mapping[str, Any]) -> floa
 
 def _mean(lines: Sequence[Mapping[str, Any]], name: str, after: float, until: float) -> float:
     """Of the values in (after, until], or if there is none of the last before."""
-    values = [line[name] for line in lines if name in line and after < line["step"] <= until]
-    return statistics.fmean(values or [line[name] for line in lines if name in line and line["step"] <= until][-1:] or [0.0])
+    return statistics.fmean(_values(lines, name, after, until) or _values(lines, name, 0, until)[-1:] or [0.0])
+
+
+def _values(lines: Sequence[Mapping[str, Any]], name: str, after: float, until: float) -> list[float]:
+    return [line[name] for line in lines if name in line and after < line["step"] <= until]
