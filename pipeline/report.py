@@ -31,6 +31,8 @@ def remake(run: Path) -> Path:
     if broken := broken or (files.damage(place, evaluation.outputs) if evaluation else ""):
         raise ConfigError(f"the evaluation in {place} is damaged: {broken}; `pipeline evaluate` makes it again")
     if evaluation:
+        if str(PAGE) in evaluation.outputs:
+            raise ConfigError(f"{run}: an earlier version evaluated it, and its page cannot change; `pipeline evaluate` makes both again")
         made["evaluate"] = evaluation
     of = evaluation.reasons if evaluation else mapping(json_in(place / "metrics.json").get("of"))
     if any(of.get(name) != artifact.digest for name, artifact in (("prepare", data), ("train", trained))):

@@ -249,6 +249,19 @@ def test_a_disk_that_takes_no_page_is_said_in_one_line(run: Run, tmp_path: Path)
     assert (ended.code, ended.output) == (1, f"pipeline: File exists: {place}\n")
 
 
+def test_the_page_of_an_earlier_version_which_is_part_of_the_evaluation_is_left_alone(run: Run, tmp_path: Path) -> None:
+    run("train.steps=1", until="evaluate")
+    place = (tmp_path / "runs/tiny/evaluate").resolve()
+    manifest, _ = files.read_manifest(place)
+    assert manifest
+    files.write_manifest(place, {**manifest, "outputs": {**manifest["outputs"], **files.seal(place, ["report/index.html"])}})
+    before = page(tmp_path)
+    ended = launch(tmp_path, ["report", "runs/tiny"])
+    assert ended.code == 2
+    assert ended.output.endswith("an earlier version evaluated it, and its page cannot change; `pipeline evaluate` makes both again\n")
+    assert page(tmp_path) == before
+
+
 needs_browser = pytest.mark.skipif(bool(watching.MISSING), reason=watching.MISSING)
 
 
