@@ -129,6 +129,7 @@ def test_a_restart_is_the_same_run_and_tells_no_step_twice(run: Run, tmp_path: P
     assert steps(first, second) == [*range(5, 61, 5), 61]
 
 
+@pytest.mark.soak
 def test_what_sends_it_sends_what_each_life_has_told(run: Run, tmp_path: Path) -> None:
     assert run(WANDB, until="train", stop_at=20).code == 75
     (told,) = re.findall(r"^  wandb +wandb sync (\S+)$", run(WANDB).output, re.MULTILINE)
@@ -249,6 +250,7 @@ def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_
     assert points(*lives(tmp_path)) == of_record(tmp_path)
 
 
+@pytest.mark.soak
 def test_while_an_earlier_life_tells_it_is_said_that_this_one_will(run: Run, tmp_path: Path) -> None:
     assert run(WANDB, until="train").code == 0
     settled(tmp_path)
