@@ -1,6 +1,7 @@
 """The pipeline on one page: each artifact, and what it is made from."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -70,6 +71,8 @@ def check(config: Config) -> Config:
         ConfigError: in one line, with the nearest valid name; or a value holds a credential.
     """
     _without_credentials("", config.model_dump(mode="json"))
+    if twice := next((name for name, count in Counter(spec.name for spec in config.run.trackers).items() if count > 1), None):
+        raise ConfigError(f"run.trackers: {twice} is named twice; once is enough for all that there is to tell")
 
     def bound(table: Mapping[str, Callable[..., Any]], what: str, spec: Spec) -> Spec:
         return bind(table, spec, what=what)

@@ -9,6 +9,7 @@ from pipeline.errors import ConfigError
 from pipeline.plan import check
 
 MISTAKES = {
+    "run.trackers=[wandb, {name: wandb, project: other}]": "run.trackers: wandb is named twice",
     "train.epohcs=3": "train.epohcs: no such key; did you mean 'epochs'?",
     "trian.lr=1": "trian: no such key; did you mean 'train'?",
     "train.precision=bf61": "train.precision: no choice 'bf61'; did you mean 'bf16'?",
