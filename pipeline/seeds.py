@@ -5,12 +5,13 @@ runs/<name>-seeds/seeds.json    each seed's results, and their mean, standard de
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
-from pipeline.errors import GateError, Stopped
+from pipeline.errors import ConfigError, GateError, Stopped
 from pipeline.learning.statistics import Spread, spread
 from pipeline.process import Process, make
 from pipeline.runtime import files
@@ -25,7 +26,12 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
     A seed that fails a gate (it diverged, it is below `evaluate.min_accuracy`) is named, and the
     others still run; the exit code is then that of a gate. What would befall each seed alike, the
     data, the machine, a signal, ends them all. The same command goes on.
+
+    Raises:
+        ConfigError: all of them are to be one run of W&B.
     """
+    if "WANDB_RUN_ID" in os.environ and any(tracker.name == "wandb" for tracker in config.run.trackers):
+        raise ConfigError("several seeds are several runs, but WANDB_RUN_ID names one of W&B; unset it, or add run.trackers=[]")
     summaries, failures = {}, {}
     for seed in range(config.train.seed, config.train.seed + count):
         if process.stopping():

@@ -305,3 +305,9 @@ def test_a_seed_that_is_not_finished_is_left_out_by_name(studied: Path, monkeypa
     found = read(Path("runs/broken-seeds"))
     assert list(found.runs) == [FIRST + 1]
     assert found.left_out == [f"runs/broken-seeds/seed-{FIRST} is left out: not finished, it is stopped and there is no result yet"]
+
+
+def test_seeds_are_not_to_be_one_run_of_wandb(tmp_path: Path) -> None:
+    ended = launch(tmp_path, ["seeds", "2", *TINY, "run.trackers=[wandb]"], environment={"WANDB_RUN_ID": "one"})
+    assert ended.code == 2
+    assert ended.output == "pipeline: several seeds are several runs, but WANDB_RUN_ID names one of W&B; unset it, or add run.trackers=[]\n"
