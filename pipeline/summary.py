@@ -69,7 +69,7 @@ def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]
     program, *words = typed
     program = program if Path(program).name == "pipeline" and not Path(program).is_absolute() else "pipeline"
     if until == "export":
-        lines.append(f"next: {program} predict {here} IMAGE.png")
+        lines.append(f"next: {shlex.join([program, 'predict', str(here), 'IMAGE.png'])}")
         words = [word for word in words if not word.startswith(("train.lr=", "run.name="))]
         lines.append(f"  or: {shlex.join([program, 'run', *words, f'train.lr={config.train.lr / 2:g}', f'run.name={config.run.name}-2'])}")
     else:

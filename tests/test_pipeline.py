@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import PIL.Image
 from conftest import Run
 from processes import launch
 from safetensors.numpy import load_file
+
+from pipeline.config import Config
+from pipeline.summary import closing_words
 
 
 def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Path) -> None:
@@ -44,6 +48,13 @@ def three_classes_are_many(_: int) -> None:
     from pipeline.stages import evaluate
 
     evaluate.MANY = evaluate.FEW = 3
+
+
+def test_what_is_to_be_typed_next_can_be_typed_as_it_is() -> None:
+    words = closing_words(Config(), "export", Path("my runs/digits"), ["pipeline", "run.folder=my runs"], {}, [])
+    said = [shlex.split(line.partition(": ")[2]) for line in words.splitlines()[-2:]]
+    assert said[0] == ["pipeline", "predict", "my runs/digits", "IMAGE.png"]
+    assert said[1][:3] == ["pipeline", "run", "run.folder=my runs"]
 
 
 def test_a_report_on_very_many_classes_has_no_matrix_of_them_and_keeps_no_probability_of_each(run: Run, tmp_path: Path) -> None:
