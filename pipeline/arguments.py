@@ -17,6 +17,7 @@ COMMANDS = {
     "export": "until the exported model (the same as run)",
     "seeds": "the whole pipeline for N seeds, one after the other; their mean, standard deviation and interval",
     "lr-find": "a learning rate range test, with a picture",
+    "submit": "as a job of SLURM: the script is checked, written into the run folder and submitted",
     "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
     "model": "the layers of the model: their shapes, parameters and operations",
     "status": "which stages are fresh, which are not, and why",
@@ -48,7 +49,7 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=__version__)
-    parser.set_defaults(force="", json=False)
+    parser.set_defaults(force="", json=False, seed=None)
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, text in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
@@ -56,6 +57,10 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument("count", type=_count, metavar="N", help="train.seed and the N - 1 after it")
         command.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a file first, then overrides")
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
+        if name in STAGES or name in ("run", "status"):
+            command.add_argument("--seed", type=int, metavar="K", help="this one of `pipeline seeds`: train.seed=K, in a folder of its own")
+        if name == "submit":
+            _add_resources(command)
         if name in STAGES or name == "run":
             command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
         if name in STAGES or name in ("run", "bench"):
@@ -67,6 +72,18 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", type=_count, metavar="N", help="trials at most")
     command.add_argument("--seed", type=int, default=0, metavar="N", help="of what a random search draws")
     command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
+    command = commands.add_parser("again")  # for the scripts of jobs: whether one that was stopped is to be started again
+    command.add_argument("words", nargs="*")
+    command.add_argument("--data-dir", type=Path)
+    command.add_argument("--seed", type=int)
+    text = "the log of a run's job, in all its lives"
+    command = commands.add_parser("logs", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its name in runs/")
+    command.add_argument("-f", "--follow", action="store_true", help="until the job has ended, requeues and all")
+    command.add_argument("--rank", type=int, metavar="N", help="what process N has printed, of those other than the main one")
+    text = "stop a run at a checkpoint, a job or a process of this machine, and wait until it has left"
+    command = commands.add_parser("cancel", help=text, description=text)
+    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of seeds, or its name in runs/")
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
@@ -93,6 +110,22 @@ def _port(text: str) -> int:
     if not text.isdecimal() or int(text) > 65535:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; give a number up to 65535, or 0 for any that is free")
     return int(text)
+
+
+def _add_resources(command: argparse.ArgumentParser) -> None:
+    """What a job asks of SLURM, besides what the site file says (README)."""
+    command.add_argument("--nodes", type=int, default=1, metavar="N", help="1 if not given")
+    tasks = command.add_mutually_exclusive_group()
+    tasks.add_argument("--gpus-per-node", type=int, metavar="G", help="and a process for each")
+    tasks.add_argument("--tasks-per-node", type=int, default=1, metavar="P", help="processes, where there are no GPUs; 1 if not given")
+    command.add_argument("--cpus-per-task", type=int, metavar="C", help="cores for each process; 2 if neither this nor the site file says")
+    command.add_argument("--time", default="04:00:00", metavar="T", help="of one life; 04:00:00 if not given")
+    command.add_argument("--partition", metavar="P")
+    command.add_argument("--account", metavar="A")
+    command.add_argument("--prepare-partition", metavar="P", help="prepare the data in a job before, on one node of this partition")
+    command.add_argument("--array", default="", metavar="seeds=A-B", help="a task a seed, in the folder of `pipeline seeds`")
+    command.add_argument("--after", nargs="+", action="extend", default=[], metavar="JOB", help="begin when these have ended well")
+    command.add_argument("--dry-run", action="store_true", help="print the script; nothing is written or submitted")
 
 
 def _count(text: str) -> int:

@@ -269,15 +269,24 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> S
     return Spec(name=spec.name, options=validated(schema, spec.options, f"{what}.").model_dump(mode="json"))
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path, what: str = "configuration", loader: type[yaml.SafeLoader] = _Loader) -> Any:
+    """What the YAML file `path` holds, which is to be a `what`.
+
+    Raises:
+        ConfigError: it cannot be read, or is no YAML.
+    """
     try:
-        tree = yaml.load(path.read_text(), _Loader)  # noqa: S506 (a SafeLoader)
+        return yaml.load(path.read_text(), loader)  # noqa: S506 (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
         near = nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
-        raise ConfigError(f"cannot read the configuration {path}: {reason}{near}") from None
+        raise ConfigError(f"cannot read the {what} {path}: {reason}{near}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    tree = read_yaml(path)
     if not isinstance(tree, dict | None) or not all(isinstance(v, dict | None) for v in (tree or {}).values()):
         raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}) of key: value")
     return {k: v for k, v in (tree or {}).items() if v is not None}
@@ -314,6 +323,7 @@ def _default(path: Sequence[str]) -> Any:
 
 
 def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
+    """The first thing that is wrong with what was to be a `schema`, with the nearest valid name; `prefix` says of what."""
     first, *others = error.errors()
     where = prefix + ".".join(str(part) for part in first["loc"] if not _KIND.fullmatch(str(part)))
     if first["type"] == "extra_forbidden":

@@ -13,13 +13,13 @@ from pathlib import Path
 from pipeline.arguments import parsed
 from pipeline.config import Config, dump, typed
 from pipeline.credentials import hide
-from pipeline.errors import Lost, PipelineError
+from pipeline.errors import ConfigError, Lost, PipelineError
 from pipeline.plan import check, check_size, fetched, prepared
 from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.console import say, say_plainly
 from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
-from pipeline.seeds import run_seeds
+from pipeline.seeds import of_seed, run_seeds
 from pipeline.summary import closing_words
 
 AFTER_THE_WORD = 1.0  # seconds that the others let the one that speaks leave first: torchrun ends all when any has left
@@ -41,14 +41,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return _runs(options.folder, options.json)
         if options.command == "board":
             return _board(options.folder, options.host, options.port)
+        if options.command in ("logs", "cancel"):
+            return _attend(_folder(options.run), options)
         config = check(typed(options.words, options.data_dir))
+        config = config if options.seed is None else of_seed(config, options.seed)
         config = config.model_copy(update={"run": as_trial(config.run)})
+        if options.command == "again":
+            return _again(config)
         if options.command == "config":
             print(dump(config), end="")
             return 0
         config = fetched(config)
         if options.command == "status":
             return _status(config)
+        if options.command == "submit":
+            return _submit(config, options)
         return _run(config, options)
     except (PipelineError, OSError, KeyboardInterrupt) as error:
         code, message = outcome(error)
@@ -98,6 +105,7 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
         return 0
     if process.launch.is_main:
         typed = [sys.argv[0], *options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
+        typed += [] if options.seed is None else ["--seed", str(options.seed)]
         say(closing_words(config, until, config.run.folder / config.run.name, typed, summary or {}, process.made))
         if summary is not None and options.json:
             say_plainly(json.dumps(summary))
@@ -178,6 +186,39 @@ def _board(folder: Path, host: str, port: int | None) -> int:
 
     serve(folder, host, port)
     return 0
+
+
+def _submit(config: Config, options: argparse.Namespace) -> int:
+    from pipeline.slurm.submit import submit
+
+    submit(config, options)
+    return 0
+
+
+def _attend(folder: Path, options: argparse.Namespace) -> int:
+    from pipeline.slurm.cancel import cancel
+    from pipeline.slurm.logs import logs
+
+    if options.command == "cancel":
+        cancel(folder)
+    else:
+        logs(folder, rank=options.rank, follow=options.follow)
+    return 0
+
+
+def _again(config: Config) -> int:
+    from pipeline.slurm.again import why_not
+
+    if why := why_not(config.run.folder / config.run.name):
+        say(f"not requeued: {why}")
+    return 1 if why else 0
+
+
+def _folder(run: Path) -> Path:
+    """The folder of a run that was called by it, or by its name."""
+    if found := next((place for place in (run, Path("runs") / run) if place.is_dir()), None):
+        return found
+    raise ConfigError(f"{run} is no folder of a run, nor runs/{run}")
 
 
 if __name__ == "__main__":

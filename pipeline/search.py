@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from pipeline.config import Spec, bind, nearest, validated
+from pipeline.config import Spec, bind, nearest, read_yaml, validated
 from pipeline.errors import ConfigError
 
 METRICS = {f"validation/{name}": "maximize" for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1")}
@@ -79,13 +79,7 @@ def read(path: Path) -> Search:
     Raises:
         ConfigError: it is none, or wants what is not to be had here; in one line, with what to write instead.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        near = nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
-        raise ConfigError(f"cannot read the sweep {path}: {getattr(error, 'strerror', None) or 'it is not UTF-8 text'}{near}") from None
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+    tree = read_yaml(path, "sweep", yaml.SafeLoader)
     if not isinstance(tree, dict) or "parameters" not in tree:
         raise ConfigError(f"{path} is no sweep: it has no parameters; see configs/sweep.yaml")
     search = validated(Search, tree, f"{path}: ")

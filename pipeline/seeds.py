@@ -50,13 +50,14 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
 
 def of_seed(config: Config, seed: int) -> Config:
     """The same experiment with another `train.seed`, in a run folder of its own."""
-    where = {"folder": _together(config), "name": f"seed-{seed}"}
+    where = {"folder": together(config), "name": f"seed-{seed}"}
     return config.model_copy(
         update={"train": config.train.model_copy(update={"seed": seed}), "run": config.run.model_copy(update=where)},
     )
 
 
-def _together(config: Config) -> Path:
+def together(config: Config) -> Path:
+    """The folder of all the seeds."""
     return config.run.folder / f"{config.run.name}-seeds"  # beside a run of the same name, not in its place
 
 
@@ -69,9 +70,9 @@ def _conclude(config: Config, summaries: Mapping[int, Mapping[str, Any]], failur
             spreads[name] = spread(values)
     results = [{"seed": seed, **{name: summary[name] for name in MEASURES}} for seed, summary in summaries.items()]
     failed = [{"seed": seed, "message": message} for seed, message in failures.items()]
-    together = {name: dataclasses.asdict(found) for name, found in spreads.items()}
-    place = _together(config) / "seeds.json"
-    files.write_json(place, {"name": config.run.name, "seeds": results, "failed": failed, **together})
+    joint = {name: dataclasses.asdict(found) for name, found in spreads.items()}
+    place = together(config) / "seeds.json"
+    files.write_json(place, {"name": config.run.name, "seeds": results, "failed": failed, **joint})
     return "\n".join(
         [
             *([_table(summaries, spreads)] if summaries else []),

@@ -7,6 +7,7 @@ from pipeline.config import Config
 from pipeline.plan import status
 from pipeline.runs import Run, read_run
 from pipeline.runtime.claims import holder
+from pipeline.runtime.job import job_state
 from pipeline.runtime.manifests import Look, begun_before
 from pipeline.runtime.progress import clock
 
@@ -21,6 +22,8 @@ def standing(config: Config) -> Iterator[str]:
         yield f"{place}: never run"
     if owner:
         yield f"{place} is being worked on by pid {owner.pid} on host {owner.host} since {owner.since}"
+    if told := job_state(place):
+        yield told
     found = status(config)
     waiting = ""
     for name, seen in found.items():

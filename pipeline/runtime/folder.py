@@ -5,6 +5,8 @@ config.yaml                        the resolved configuration
 status.json                        how it stands: running, done, stopped or failed, and the exit code
 summary.json                       of a finished run: results, counts, seconds, paths
 metrics.jsonl, report              links into the artifacts
+job.json, job.sbatch, job.yaml     the job of SLURM that was submitted for it, its script and its configuration; see job.py
+job.log, lives.json                what the job printed in all its lives; what each of them has added
 .watch                             signs of life of the processes; see watch.py
 logs/rank-<n>.log                  what the processes other than the main one print
 .run.claim-<n>                     whose it is; what is written is renamed out of it, so that a life that has lost it cannot
@@ -35,13 +37,7 @@ class RunFolder:
             ConfigError: another run is working in it; nothing in it was touched.
         """
         self.path = config.run.folder / config.run.name
-        claim = claims.take(self.path / ".run", self.path, lost)
-        if isinstance(claim, claims.Owner):
-            raise ConfigError(
-                f"{self.path} is being worked on by pid {claim.pid} on host {claim.host} since {claim.since}; "
-                "wait for it to end, or choose another run.name"
-            )
-        self.claim = claim
+        self.claim = claimed(self.path, lost)
 
     def open(self, config: Config) -> None:
         """Say in it what is to be done."""
@@ -69,6 +65,21 @@ class RunFolder:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(relative)
         fresh.replace(link)
+
+
+def claimed(folder: Path, lost: Callable[[str], None] = lambda why: None) -> claims.Claim:
+    """The claim on a run folder; `lost` is told if another life takes it over.
+
+    Raises:
+        ConfigError: another run is working in it; nothing in it was touched.
+    """
+    claim = claims.take(folder / ".run", folder, lost)
+    if isinstance(claim, claims.Owner):
+        raise ConfigError(
+            f"{folder} is being worked on by pid {claim.pid} on host {claim.host} since {claim.since}; "
+            "wait for it to end, or choose another run.name"
+        )
+    return claim
 
 
 def write_status(folder: Path, state: str, *, aside: Path, **facts: Any) -> None:

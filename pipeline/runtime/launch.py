@@ -112,15 +112,23 @@ def prepare_process(run: RunConfig, launch: Launch) -> int:
     """Set what must be set before the first tensor; the number of CPU threads to compute with.
 
     OpenMP threads that spin at barriers lose a factor of 40 on a shared machine, so they wait
-    passively; cores are shared out between the processes of this machine.
+    passively; cores are shared out between the processes of this machine, but for those that SLURM gave to each.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # restarts under torchrun: 20 of 20, not 7
-    threads = run.threads or max(1, len(os.sched_getaffinity(0)) // launch.local_size)
+    threads = run.threads or _cores(launch)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     keep_freed_memory()
     return threads
+
+
+def _cores(launch: Launch) -> int:
+    """Cores for this process."""
+    here = len(os.sched_getaffinity(0))
+    if os.environ.get("SLURM_STEP_NUM_TASKS") == str(launch.size) and "TORCHELASTIC_RUN_ID" not in os.environ:  # a task of srun's
+        return min(here, int(os.environ.get("SLURM_CPUS_PER_TASK") or max(1, here // launch.local_size)))
+    return max(1, here // launch.local_size)
 
 
 def keep_freed_memory() -> None:
