@@ -152,6 +152,7 @@ def test_cancelled_at_a_checkpoint_and_submitted_again_it_goes_on(
     assert "with a checkpoint; the same command goes on" in cancelled.stdout
     end = first.facts()
     assert (end["JobState"], end["ExitCode"], end["Restarts"]) == ("FAILED", "75:0", "0"), first.report()
+    assert job_state(folder / "runs/tiny") == f"job {first.number}: stopped (exit code 75)"
     second = submit(slurm, folder, *TWO_NODES)
     assert second.end()["JobState"] == "COMPLETED", second.report()
     assert "train: going on from step-" in second.log, second.report()

@@ -13,7 +13,8 @@ from pipeline.errors import PipelineError
 from pipeline.runtime import files
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
-FIELDS = {"JobArrayID": 60, "State": 20, "RestartCnt": 12, "Reason": 80, "NodeList": 4000}  # of `squeue`, and how wide
+FIELDS = {"JobArrayID": 60, "State": 20, "RestartCnt": 12, "exit_code": 12, "Reason": 80, "NodeList": 4000}  # of `squeue`, and how wide
+STOPPED = {75, 130, 143}  # of `errors`: the same command goes on
 UNKNOWN = "Invalid job id"  # what SLURM says of a job that has ended more than some minutes ago
 
 
@@ -24,6 +25,7 @@ class Task:
     number: str
     state: str  # PENDING, RUNNING, ...
     life: int
+    code: int  # the exit status of one that has ended
     reason: str
     nodes: str
 
@@ -34,7 +36,10 @@ class Task:
     def __str__(self) -> str:
         if self.state == "PENDING":
             return f"queued ({self.reason})" if self.life == 1 else f"queued ({self.reason}) for life {self.life}"
-        return self.state.lower() if self.has_ended else f"{self.state.lower()} on {self.nodes}, life {self.life}"
+        if not self.has_ended:
+            return f"{self.state.lower()} on {self.nodes}, life {self.life}"
+        ended = "stopped" if self.code in STOPPED else self.state.lower()
+        return f"{ended} (exit code {self.code})" if self.code else ended
 
 
 def call(*command: str) -> str:
@@ -97,8 +102,9 @@ def job_state(folder: Path) -> str:
         return f"job {jobs[-1]}: {error}"
     going = [task for task in found if not task.has_ended]
     if len(going) > 1 and "_" in going[-1].number:
-        counts = [f"{sum(task.state == state for task in going)} {word}" for state, word in (("RUNNING", "running"), ("PENDING", "queued"))]
-        return f"job {jobs[-1]}: {', '.join(counts)} of {len(found)} tasks"
+        counts = {word: sum(task.state == state for task in going) for state, word in (("RUNNING", "running"), ("PENDING", "queued"))}
+        told = " and ".join(f"{count} {word}" for word, count in counts.items() if count)
+        return f"job {jobs[-1]}: {told} of {len(found)} tasks"
     shown = next(iter(going), found[-1] if found else None)
     return f"job {shown.number}: {shown}" if shown else f"job {jobs[-1]}: ended"
 
@@ -108,5 +114,5 @@ def _task(line: str) -> Task:
     for width in FIELDS.values():
         values.append(line[start : start + width].strip())
         start += width
-    number, state, restarts, reason, nodes = values
-    return Task(number, state, int(restarts or 0) + 1, reason, nodes)
+    number, state, restarts, status, reason, nodes = values
+    return Task(number, state, int(restarts or 0) + 1, int(status or 0) >> 8, reason, nodes)

@@ -26,6 +26,7 @@ def cancel(folder: Path) -> None:
     owner = holder(folder / ".run")
     if going := job.active(folder) if job.noted(folder) else []:
         _cancel_jobs(folder, going)
+        say(job.job_state(folder))
     elif owner:
         _cancel_here(folder, owner)
     else:
