@@ -172,6 +172,7 @@ def test_a_python_with_any_name_is_that_command(tmp_path: Path, value: str) -> N
         (["--array", "lrs=0-4"], "seeds=FIRST-LAST"),
         (["--after", "1;touch harm"], "no job's id"),
         (["--nodes", "0"], "nodes"),
+        (["--nodes", "3", "run.processes=2"], "run.processes: 2, but the job would start 3"),
     ],
 )
 def test_a_mistake_is_one_line_and_2_before_anything_is_written(tmp_path: Path, words: list[str], says: str) -> None:

@@ -24,7 +24,7 @@ def cancel(folder: Path) -> None:
         PipelineError: it runs on another machine, and not as a job; or SLURM does not answer.
     """
     owner = holder(folder / ".run")
-    if going := job.active(folder) if job.noted(folder) else []:
+    if going := [] if owner and not owner.job else job.active(folder):
         _cancel_jobs(folder, going)
         say(job.job_state(folder))
     elif owner:

@@ -10,6 +10,7 @@ import argparse
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,7 @@ def submit(config: Config, options: argparse.Namespace) -> None:
         ConfigError: an option is wrong, or the run is queued or running; nothing has been written or submitted.
         PipelineError: SLURM has refused it.
     """
-    check_size(config, options.nodes * (options.gpus_per_node or options.tasks_per_node))
+    _see_that_it_can_be_shared_out(config, options.nodes * (options.gpus_per_node or options.tasks_per_node))
     seeds = _seeds(options.array)
     place = together(config) if seeds else config.run.folder / config.run.name
     scripts = _scripts(config, place, seeds, options, read_site())
@@ -44,6 +45,7 @@ def submit(config: Config, options: argparse.Namespace) -> None:
         print("\n".join(scripts.values()), end="")
         return
     job.call("sbatch", "--version")  # before anything is written
+    typed = hide(shlex.join(["pipeline", *sys.argv[1:]]))
     parts = [(place, ""), *((_folder(of_seed(config, seed)), f"_{seed}") for seed in seeds)]
     with contextlib.ExitStack() as held:
         claims = [_reserved(folder, held) for folder, _ in parts]
@@ -51,8 +53,15 @@ def submit(config: Config, options: argparse.Namespace) -> None:
             files.write_whole(place / name, content, aside=claims[0].place)
         jobs = _sent([place / name for name in scripts], dependencies)
         for claim, (folder, task) in zip(claims, parts, strict=True):
-            job.note(folder, [*jobs[:-1], jobs[-1] + task], hide(shlex.join(["pipeline", "submit", *options.words])), aside=claim.place)
+            job.note(folder, [*jobs[:-1], jobs[-1] + task], typed, aside=claim.place)
     say(_told(place, jobs))
+
+
+def _see_that_it_can_be_shared_out(config: Config, processes: int) -> None:
+    asked = config.run.processes
+    if asked not in (None, processes):
+        raise ConfigError(f"run.processes: {asked}, but the job would start {processes}; leave it out, or ask for as many tasks")
+    check_size(config, processes)
 
 
 def _scripts(config: Config, place: Path, seeds: Sequence[int], options: argparse.Namespace, site: Site) -> dict[str, str]:
