@@ -190,6 +190,7 @@ class RunConfig(Section):
     hang_timeout: Duration | None = timedelta(minutes=10)  # without progress in a loop; longer than any step, compilation and all
     processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error
     threads: int | None = Field(None, ge=1)  # a process, on the CPU; None: the cores shared out
+    scratch: str | None = None  # a folder of each machine's own, as $TMPDIR, to which the data are copied for training
     workers: int = Field(0, ge=0)  # processes that read ahead, for data larger than the device
     eval_batch_size: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)  # steps

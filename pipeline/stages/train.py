@@ -11,6 +11,7 @@ from pipeline.learning.state import Scores, TrainState, best
 from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.runner import Workspace
+from pipeline.stages import scratch
 from pipeline.stages.artifacts import PreparedData, TrainedModel
 from pipeline.stages.evaluate import scores
 from pipeline.stages.recipe import Recipe, initial_state, normalisation
@@ -22,7 +23,8 @@ def train(config: TrainConfig, data: PreparedData, _: Beginning, space: Workspac
     """Update the model, from the newest checkpoint in the workspace if there is one, to the last step."""
     world = space.world
     recipe = Recipe.of(config, data)
-    images, held_out = (Images(data.open(split), world, *normalisation(config, data)) for split in ("train", "validation"))
+    shards = scratch.at_hand(data, space)
+    images, held_out = (Images(shards.open(split), world, *normalisation(config, data)) for split in ("train", "validation"))
     left_out: set[int] = set()
     while True:
         try:
