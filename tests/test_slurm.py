@@ -19,6 +19,7 @@ pytestmark = pytest.mark.slurm
 SCRIPTS = Path(__file__).parents[1] / "slurm"
 # long enough to be warned in the middle, too tame for rounding to grow
 EXPERIMENT = ["train.precision=fp64", "train.epochs=30", "train.lr=0.01", "run.trackers=[]"]
+HOSTILE = "$(id);`id`"  # stands in each script, and is no command there
 TWO_NODES = ["--nodes", "2", "--cpus-per-task", "1"]
 
 
@@ -58,7 +59,7 @@ def pipeline(cluster: Cluster, folder: Path, *words: str) -> "subprocess.Complet
 def place(folder: Path) -> Path:
     """A folder to submit from, with the settings of this cluster: both nodes are this machine, whatever its name resolves to."""
     (folder / "slurm").mkdir(parents=True)
-    (folder / "slurm/site.yaml").write_text("interface: lo\nsbatch: [--comment=$HOME;`id`]\n")
+    (folder / "slurm/site.yaml").write_text(f"interface: lo\nsbatch: [--comment={HOSTILE}]\n")
     (folder / ".venv").symlink_to(sys.prefix)
     return folder
 
@@ -127,7 +128,7 @@ def test_submitted_and_warned_it_requeues_itself_goes_on_and_ends_with_the_same_
 
 
 def test_warned_before_there_is_anything_to_keep_it_lives_again_but_not_for_ever(tmp_path: Path, slurm: Cluster) -> None:
-    job = submit(slurm, place(tmp_path / "early"), "data.source.train=400000")
+    job = submit(slurm, place(tmp_path / "early"), "data.source.train=100000")
     for life in (1, 2):
         until(lambda: job.log.count("prepare: ") == life, 60, job.report)  # noqa: B023 (called here)
         slurm.call("scancel", "--signal=USR1", job.number)
@@ -164,6 +165,7 @@ def test_what_waits_is_taken_from_the_queue(tmp_path: Path, slurm: Cluster, monk
     folder = place(tmp_path / "waiting")
     job = submit(slurm, folder, "--nodes", "3")  # the cluster has two
     assert job_state(folder / "runs/tiny").startswith(f"job {job.number}: queued (Partition")
+    assert job.facts()["Comment"] == HOSTILE
     cancelled = pipeline(slurm, folder, "cancel", "tiny")
     assert cancelled.returncode == 0, cancelled.stderr
     assert job.end()["JobState"] == "CANCELLED", job.report()

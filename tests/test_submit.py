@@ -13,7 +13,9 @@ from conftest import TINY
 from processes import Ended, begin, launch
 from pydantic import ValidationError
 
+from pipeline.config import RunConfig
 from pipeline.runtime import job
+from pipeline.runtime.launch import Launch, prepare_process
 from pipeline.slurm import again
 from pipeline.slurm.script import Script, text
 from pipeline.slurm.site import Site
@@ -198,6 +200,13 @@ def test_a_seed_alone_is_the_run_that_pipeline_seeds_finds_fresh(tmp_path: Path)
     together = launch(tmp_path, ["seeds", "1", *TINY])
     assert together.code == 0
     assert "train: fresh" in together.output
+
+
+def test_a_task_of_srun_computes_with_the_cores_of_its_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    monkeypatch.setenv("SLURM_CPUS_PER_TASK", "1")
+    assert prepare_process(RunConfig(), Launch(rank=0, size=2, local_size=1)) == 1
 
 
 class TestAgain:

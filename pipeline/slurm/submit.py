@@ -54,7 +54,7 @@ def submit(config: Config, options: argparse.Namespace) -> None:
         jobs = _sent([place / name for name in scripts], dependencies)
         for claim, (folder, task) in zip(claims, parts, strict=True):
             job.note(folder, [*jobs[:-1], jobs[-1] + task], typed, aside=claim.place)
-    say(_told(place, jobs))
+    say(_told(place, jobs, seeds))
 
 
 def _see_that_it_can_be_shared_out(config: Config, processes: int) -> None:
@@ -159,11 +159,12 @@ def _sent(scripts: Sequence[Path], after: Sequence[str]) -> list[str]:
     return jobs
 
 
-def _told(place: Path, jobs: Sequence[str]) -> str:
+def _told(place: Path, jobs: Sequence[str], seeds: Sequence[int]) -> str:
     first = f"job {jobs[-1]} is submitted" + (f", to follow job {jobs[0]}, which prepares the data" if len(jobs) > 1 else "")
     watch = {
         "script": f"{place}/job.sbatch",
         "log": f"pipeline logs {place} -f",
+        "status": f"pipeline status {place}/job.yaml" + (f" --seed {seeds[0]}" if seeds else ""),
         "queue": f"squeue --jobs={','.join(jobs)}",
         "stop": f"pipeline cancel {place}",
     }
