@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from cluster import ENDED, Cluster, cluster, missing, until
 from conftest import TINY, Run
 from test_world_size import counts, curve
 
-from pipeline.runtime.job import job_state
+from pipeline.runtime.job import job_state, noted
 
 pytestmark = pytest.mark.slurm
 
@@ -160,16 +161,22 @@ def test_cancelled_at_a_checkpoint_and_submitted_again_it_goes_on(
     equal(undisturbed, second)
 
 
-def test_what_waits_is_taken_from_the_queue(tmp_path: Path, slurm: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_that_submit_at_once_one_is_refused_and_what_waits_is_taken_from_the_queue(
+    tmp_path: Path, slurm: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SLURM_CONF", slurm.environment["SLURM_CONF"])
     folder = place(tmp_path / "waiting")
-    job = submit(slurm, folder, "--nodes", "3")  # the cluster has two
-    assert job_state(folder / "runs/tiny").startswith(f"job {job.number}: queued (Partition")
+    with ThreadPoolExecutor() as pool:  # for three nodes: the cluster has two
+        both = [*pool.map(lambda _: pipeline(slurm, folder, "submit", *TINY, "--nodes", "3"), range(2))]
+    assert sorted(ended.returncode for ended in both) == [0, 2], both
+    (number,) = noted(folder / "runs/tiny")
+    job = Job(slurm, folder, number)
+    until(lambda: job_state(folder / "runs/tiny").startswith(f"job {number}: queued (Partition"), 60, job.report)  # SLURM has looked at it
+    assert pipeline(slurm, folder, "status", *TINY).stdout.splitlines()[1].startswith(f"job {number}: queued (")
     assert job.facts()["Comment"] == HOSTILE
     cancelled = pipeline(slurm, folder, "cancel", "tiny")
-    assert cancelled.returncode == 0, cancelled.stderr
+    assert (cancelled.returncode, cancelled.stdout) == (0, f"job {number}: cancelled\n"), cancelled.stderr
     assert job.end()["JobState"] == "CANCELLED", job.report()
-    assert job_state(folder / "runs/tiny") == f"job {job.number}: cancelled"
 
 
 def test_an_array_makes_the_seeds_that_pipeline_seeds_sums_up(tmp_path: Path, slurm: Cluster) -> None:

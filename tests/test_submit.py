@@ -171,6 +171,7 @@ def test_a_python_with_any_name_is_that_command(tmp_path: Path, value: str) -> N
         (["--nodes", "40"], "train.batch_size"),
         (["--time", "tomorrow"], "a time of SLURM"),
         (["--array", "seeds=4-1"], "seeds=FIRST-LAST"),
+        (["--array", "seeds=0-1000"], "1000 at most"),
         (["--array", "lrs=0-4"], "seeds=FIRST-LAST"),
         (["--after", "1;touch harm"], "no job's id"),
         (["--nodes", "0"], "nodes"),

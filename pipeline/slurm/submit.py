@@ -26,6 +26,7 @@ from pipeline.seeds import of_seed, together
 from pipeline.slurm.script import Script, text
 from pipeline.slurm.site import Site, read_site
 
+SEEDS = 1000  # as many tasks as an array has where SLURM is not told otherwise
 SAFE = r"[A-Za-z0-9_./][A-Za-z0-9_./@+=:,-]*"  # of a folder: as it is for bash, and for SLURM, to which % means more
 
 
@@ -54,6 +55,7 @@ def submit(config: Config, options: argparse.Namespace) -> None:
         jobs = _sent([place / name for name in scripts], dependencies)
         for claim, (folder, task) in zip(claims, parts, strict=True):
             job.note(folder, [*jobs[:-1], jobs[-1] + task], typed, aside=claim.place)
+    job.call("scontrol", "release", ",".join(jobs))  # not before: they claim the folders themselves
     say(_told(place, jobs, seeds))
 
 
@@ -108,9 +110,10 @@ def _seeds(array: str) -> Sequence[int]:
     if not array:
         return ()
     found = re.fullmatch(r"seeds=(\d{1,9})-(\d{1,9})", array)
-    if found is None or int(found[1]) > int(found[2]):
-        raise ConfigError(f"submit: --array {array!r} is not seeds=FIRST-LAST, as in seeds=0-4")
-    return range(int(found[1]), int(found[2]) + 1)
+    seeds = range(int(found[1]), int(found[2]) + 1) if found else ()
+    if not 0 < len(seeds) <= SEEDS:
+        raise ConfigError(f"submit: --array {array!r} is not seeds=FIRST-LAST, as in seeds=0-4, of {SEEDS} at most")
+    return seeds
 
 
 def _dependencies(after: Sequence[str]) -> list[str]:
@@ -145,13 +148,13 @@ def _see_that_none_is_going(folder: Path) -> None:
 
 
 def _sent(scripts: Sequence[Path], after: Sequence[str]) -> list[str]:
-    """The ids of the jobs, each of which waits for the one before to end well."""
+    """The ids of the jobs, each of which waits for the one before to end well; and all of them to be released."""
     jobs: list[str] = []
     for script in scripts:
         earlier = ":".join([*after, *jobs])
         waits = [f"--dependency=afterok:{earlier}", "--kill-on-invalid-dep=yes"] if earlier else []
         try:
-            jobs.append(job.call("sbatch", "--parsable", *waits, str(script)).strip().partition(";")[0])
+            jobs.append(job.call("sbatch", "--parsable", "--hold", *waits, str(script)).strip().partition(";")[0])
         except PipelineError:
             for number in jobs:
                 job.call("scancel", number)
