@@ -20,6 +20,7 @@ COMMANDS = {
     "submit": "as a job of SLURM: the script is checked, written into the run folder and submitted",
     "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
     "model": "the layers of the model: their shapes, parameters and operations",
+    "doctor": "whether a run could begin, looked at on every process in less than a minute: code, devices, network, folders, clocks, data",
     "status": "which stages are fresh, which are not, and why",
     "config": "print the resolved configuration",
 }
@@ -63,7 +64,7 @@ def _parser() -> argparse.ArgumentParser:
             _add_resources(command)
         if name in STAGES or name == "run":
             command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
-        if name in STAGES or name in ("run", "bench"):
+        if name in STAGES or name in ("run", "bench", "doctor"):
             command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
     text = "a grid or random search of a sweep file of W&B, without its service: one trial after the other, in processes of their own"
     command = commands.add_parser("sweep", help=text, description=text)

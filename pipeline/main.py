@@ -51,6 +51,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "config":
             print(dump(config), end="")
             return 0
+        if options.command == "doctor":
+            from pipeline.doctor import doctor
+
+            return doctor(config, as_json=options.json)
         config = fetched(config)
         if options.command == "status":
             return _status(config)
@@ -62,6 +66,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if speaks():
             print(f"pipeline: {message}", file=sys.stderr)
         else:
+            if options.command == "doctor":  # of mistakes that are not the same on each
+                print(f"pipeline: rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')}: {message}", file=sys.stderr)
             time.sleep(AFTER_THE_WORD)
         return code
 

@@ -36,7 +36,8 @@ def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
         arrays = {name: formats.read_idx(_idx(place, name) or place) for name in MNIST_FILES}
         return RawDataset(_mnist_split(arrays, "train"), _mnist_split(arrays, "t10k"), [str(k) for k in range(10)], _altered(digests))
 
-    return Source(digests, load)
+    absent = [name for name in MNIST_FILES if not _idx(place, name)]
+    return Source(digests, load, f"{place} lacks {', '.join(absent)}, to be downloaded" if absent else "")
 
 
 def _mnist_split(arrays: dict[str, NDArray[np.uint8]], part: str) -> RawSplit:
@@ -92,7 +93,7 @@ def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source
         train = RawSplit(np.concatenate([s[0] for s in splits[:5]]), np.concatenate([s[1] for s in splits[:5]]))
         return RawDataset(train, RawSplit(*splits[5]), CIFAR10_CLASSES, _altered(digests))
 
-    return Source(digests, load)
+    return Source(digests, load, f"{tar} is not there, to be downloaded" if tar and not tar.is_file() else "")
 
 
 def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:

@@ -100,7 +100,7 @@ def folder(root: Path) -> Source:
             return _split(*_labelled(listed["train"], classes), classes, note)
         return RawDataset(RawSplit(*_labelled(listed["train"], classes)), RawSplit(*_labelled(listed["test"], classes)), classes)
 
-    return Source(identity, load)
+    return Source(identity, load, "" if listed["train"] else f"no images in {root}")
 
 
 @functools.cache

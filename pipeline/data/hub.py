@@ -32,7 +32,8 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
         train, test = (RawSplit(_Images(part, columns[0]), _labels(part, columns[1], classes)) for part in parts)
         return RawDataset(train, test, classes)
 
-    return Source(identity, load)
+    gone = f"no Parquet or Arrow files in {path}" if local.is_dir() or local.is_absolute() else f"{path} is to be downloaded from the Hub"
+    return Source(identity, load, "" if found else gone)
 
 
 def _open(path: str, revision: str, found: Sequence[Path], split: str) -> "Dataset":

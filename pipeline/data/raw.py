@@ -29,3 +29,4 @@ class RawDataset:
 class Source:
     identity: Any  # plain data: equal for equal images
     load: Callable[[], RawDataset]
+    absent: str = ""  # what is not there yet, or not at all; empty if nothing is known to be

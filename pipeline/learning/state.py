@@ -201,15 +201,20 @@ def save(snapshot: Snapshot, folder: Path, keep: int, also: Callable[[], None] =
 
 
 def shortage(state: TrainState, folder: Path, keep: int) -> str:
-    """What is missing on the disk for `keep` checkpoints, one that is being written and the weights; "" if nothing is.
+    """What is missing on the disk for `keep` checkpoints, one that is being written and the weights; "" if nothing is."""
+    needed, free = room(state, folder, keep), shutil.disk_usage(folder).free
+    return f"checkpoints take up to {needed / 1e6:,.0f} MB, but {folder} has {free / 1e6:,.0f} MB free" if needed > free else ""
+
+
+def room(state: TrainState, folder: Path, keep: int) -> int:
+    """Bytes that `keep` checkpoints, one that is being written and the weights take beyond those that are in `folder`.
 
     Before the first step most optimizers hold nothing yet: two tensors a parameter are counted then.
     """
     weights = [tensor for tensor in bare(state.model).state_dict().values() if isinstance(tensor, Tensor)]
     one = _bytes(weights) * (3 if state.average else 2) + (_bytes(_optimizer_tensors(state).values()) or 2 * _bytes(weights))
     there = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*") if path.is_file())
-    needed, free = max(0, one * (keep + 1) - there) + _bytes(weights), shutil.disk_usage(folder).free
-    return f"checkpoints take up to {needed / 1e6:,.0f} MB, but {folder} has {free / 1e6:,.0f} MB free" if needed > free else ""
+    return max(0, one * (keep + 1) - there) + _bytes(weights)
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -48,8 +48,18 @@ class World:
     process plays, of `virtual` in all. That is its own rank of `size`, unless training is elastic.
     """
 
-    def __init__(self, run: RunConfig, launch: Launch, stop: StopFlag, *, precision: str, threads: int, shards: int | None = None) -> None:
-        """Join the other processes, to play `shards` virtual ones together if given; waits until all have come.
+    def __init__(
+        self,
+        run: RunConfig,
+        launch: Launch,
+        stop: StopFlag,
+        *,
+        precision: str,
+        threads: int,
+        shards: int | None = None,
+        wait: datetime.timedelta = WAIT,
+    ) -> None:
+        """Join the other processes, to play `shards` virtual ones together if given; waits until all have come, at most for `wait`.
 
         Raises:
             ConfigError: the strategy does not fit the processes, or other processes came than were launched.
@@ -65,7 +75,7 @@ class World:
             cpu=cpu,
             mixed_precision="no",  # autocast is entered in `forward`, where DataParallel sees it too
             kwargs_handlers=[
-                InitProcessGroupKwargs(timeout=WAIT),
+                InitProcessGroupKwargs(timeout=wait),
                 DistributedDataParallelKwargs(broadcast_buffers=False, gradient_as_bucket_view=True),
             ],
         )
@@ -118,6 +128,11 @@ class World:
             self._exchange.close()
         AcceleratorState._reset_state(reset_partial_state=True)
         GradientState._reset_state()
+
+    @property
+    def backend(self) -> str:
+        """What carries sums between processes."""
+        return "shared memory" if self._exchange is not None else str(dist.get_backend())
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pipeline.config import Config, nearest
+from pipeline.config import Config, Spec, nearest
 from pipeline.errors import PipelineError
 from pipeline.runtime import files, journal, manifests
 from pipeline.runtime.console import say
@@ -34,13 +34,28 @@ SETTINGS = {
 
 def wandb(config: Config, folder: Path, training: Path, *, project: str = "pipeline", mode: Mode = "auto") -> "_WandB":
     """`auto`: WANDB_MODE if it is set; else online if a key is configured, else offline. Nobody is asked for anything."""
-    found: str = mode
-    if mode == "auto":
-        found = os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
+    return _WandB(config, folder, training, project, _mode(mode))
+
+
+def service(spec: Spec) -> tuple[str, str, bool]:
+    """What this tracker would do: its mode, the address that it sends to, and whether there is a key for it.
+
+    Raises:
+        PipelineError: WANDB_MODE is none.
+    """
+    return _mode(spec.options.get("mode", "auto")), _address(), _has_key()
+
+
+def _mode(asked: str) -> str:
+    found = asked if asked != "auto" else os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     found, known = OLD_NAMES.get(found, found), get_args(Mode)[1:]
     if found not in known:
         raise PipelineError(f"WANDB_MODE={found}: no such mode{nearest(found, known)}")
-    return _WandB(config, folder, training, project, found)
+    return found
+
+
+def _address() -> str:
+    return os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
 
 
 class _WandB:
@@ -276,7 +291,7 @@ def _has_key() -> bool:
 
     Like the client, it takes one that others may read as well.
     """
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    host = urlsplit(_address()).hostname or ""
     place = os.environ.get("NETRC") or str(Path.home() / ".netrc")
     try:
         return "WANDB_API_KEY" in os.environ or netrc.netrc(place).authenticators(host) is not None
