@@ -21,6 +21,7 @@ COMMANDS = {
     "bench": "how fast training is on this machine, where its time goes, and what would be faster: measured in about 20 seconds",
     "model": "the layers of the model: their shapes, parameters and operations",
     "doctor": "whether a run could begin, looked at on every process in less than a minute: code, devices, network, folders, clocks, data",
+    "scale": "images/s on 1, 2, 4, ... processes of this machine, measured by turns, with a picture",
     "status": "which stages are fresh, which are not, and why",
     "config": "print the resolved configuration",
 }
@@ -64,8 +65,11 @@ def _parser() -> argparse.ArgumentParser:
             _add_resources(command)
         if name in STAGES or name == "run":
             command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
-        if name in STAGES or name in ("run", "bench", "doctor"):
+        if name in STAGES or name in ("run", "bench", "doctor", "scale"):
             command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
+        if name == "scale":
+            command.add_argument("--up-to", type=_count, metavar="N", help="processes; as many as GPUs, or cores, if not given")
+            command.add_argument("--out", type=Path, default=Path("scaling.png"), metavar="FILE.png", help="where the curves are drawn")
     text = "a grid or random search of a sweep file of W&B, without its service: one trial after the other, in processes of their own"
     command = commands.add_parser("sweep", help=text, description=text)
     command.add_argument("file", type=Path, metavar="SWEEP.yaml", help="as configs/sweep.yaml")

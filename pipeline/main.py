@@ -56,6 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return doctor(config, as_json=options.json)
         config = fetched(config)
+        if options.command == "scale":
+            from pipeline.scale import scale
+
+            words = [*options.words, *([f"data.root={options.data_dir}"] if options.data_dir else [])]
+            return scale(config, words, picture=options.out, up_to=options.up_to, as_json=options.json)
         if options.command == "status":
             return _status(config)
         if options.command == "submit":
@@ -120,7 +125,7 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
 
 def _bench(config: Config, options: argparse.Namespace, process: Process) -> int:
     config = config.model_copy(update={"run": config.run.model_copy(update={"trackers": ()})})
-    found = measure(config, process)
+    found = measure(config, process, "bench")
     from pipeline.stages.bench_table import table
 
     if process.launch.is_main:

@@ -1,6 +1,7 @@
 """One process of a run, and what it does: the plan, carried out, and word of how it ended."""
 
 import contextlib
+import importlib
 import os
 import re
 import secrets
@@ -145,20 +146,20 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
     return summary
 
 
-def measure(config: Config, process: Process) -> dict[str, Any]:
-    """What `pipeline.stages.bench` finds on the processes that were started; nothing stays but the prepared data."""
+def measure(config: Config, process: Process, what: str) -> dict[str, Any]:
+    """What `bench` or `scaling` of `pipeline.stages` finds on the processes that were started; nothing stays but the prepared data."""
     if not process.launch.is_main:
         console.write_to(Path(os.devnull))
     trackers = Trackers(config, Path())
     runner = Runner(config, process.launch, process.stop, trackers, lambda: process.open_world(config), begin=lambda claims: None)
     data = Plan(config, runner).data
     cores = max(1, len(os.sched_getaffinity(0)) // process.launch.local_size)
-    from pipeline.stages.bench import bench
-
+    function = getattr(importlib.import_module(f"pipeline.stages.{what}"), what)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.run.artifacts) as place:
         world = process.open_world(config)
         space = Workspace(Path(place), config, process.stop, lambda: world, trackers, runner.still_ours)
-        return bench(config, data, space, process.join, cores)
+        found: dict[str, Any] = function(config, data, space, process.join, cores)
+        return found
 
 
 @contextlib.contextmanager
