@@ -118,9 +118,9 @@ def test_a_folder_that_each_process_has_for_itself_is_told(tmp_path: Path) -> No
 
 
 def in_own_folder_at_once(rank: int, folder: Path) -> None:
-    from pipeline.doctor import folders
+    from pipeline.doctor import limits
 
-    folders.SEEN = 0.1
+    limits.SEEN = 0.1
     in_own_folder(rank, folder)
 
 
@@ -153,9 +153,9 @@ def test_a_file_in_the_place_of_a_folder_is_named(tmp_path: Path) -> None:
 
 
 def quick(rank: int, then: Callable[[int], None] | None = None) -> None:
-    import pipeline.doctor
+    from pipeline.doctor import limits
 
-    pipeline.doctor.REACH, pipeline.doctor.LINGER, pipeline.doctor.WEB = 1.0, 0.1, 0.5
+    limits.REACH, limits.LINGER, limits.WEB = 1.0, 0.1, 0.5
     if then is not None:
         then(rank)
 

@@ -15,11 +15,11 @@ from pipeline import __version__
 from pipeline.config import Config
 from pipeline.data.datasets import RawData
 from pipeline.doctor.findings import Finding
-from pipeline.plan import prepared, status
+from pipeline.plan import PREPARE, prepared, status
 from pipeline.runtime import fingerprint
 from pipeline.runtime.claims import newest
 from pipeline.runtime.launch import Launch
-from pipeline.runtime.manifests import Look
+from pipeline.runtime.manifests import Look, Manifest, read, whereabouts
 from pipeline.runtime.trackers.wandb import service
 
 WEB = 5.0  # seconds for a web server to answer
@@ -67,7 +67,7 @@ def web(config: Config) -> list[Finding]:
         mode, url, has_key = service(spec)
         key = "a key is there" if has_key else "no key"
         if mode != "online":
-            found.append(Finding("W&B", f"{mode}, {key}; `wandb sync` sends it later"))
+            found.append(Finding("W&B", f"{mode}, {key}{'; `wandb sync` sends it later' if mode == 'offline' else ''}"))
             continue
         if not has_key:
             found.append(Finding("W&B", "online", "no key is there", "`wandb login`, set WANDB_API_KEY, or WANDB_MODE=offline"))
@@ -97,14 +97,26 @@ def data(config: Config) -> tuple[list[Finding], dict[str, Look | None]]:
         PipelineError: the source cannot be looked at.
     """
     stages = status(config)
-    look = stages["prepare"]
+    look, name = stages["prepare"], config.data.source.name
     if look is not None and look.manifest is not None:
-        counts = ", ".join(f"{count:,} {split}" for split, count in look.manifest.result["counts"].items())
-        return [Finding("data", f"{config.data.source.name}, prepared: {counts}")], stages
+        return [_prepared(config, look.manifest)], stages
     if absent := RawData(config.data.source, config.data.root).source.absent:
         cure = "set data.root, or run `pipeline prepare` where they are or can be downloaded"
-        return [Finding("data", config.data.source.name, absent, cure)], stages
-    return [Finding("data", f"{config.data.source.name}, raw; to be prepared at the first start")], stages
+        return [Finding("data", name, absent, cure)], stages
+    damaged = f" ({look.why})" if look is not None and look.why.startswith("damaged") else ""
+    return [Finding("data", f"{name}, raw; to be prepared at the first start{damaged}")], stages
+
+
+def glance(config: Config) -> list[Finding]:
+    """Prepared data of which every byte could not be checked in time; nothing if there are none."""
+    place, _ = whereabouts(config, PREPARE, config.data, RawData(config.data.source, config.data.root))
+    manifest, _ = read(place)
+    return [] if manifest is None else [_prepared(config, manifest, "; to check every byte takes longer, as it will at a start")]
+
+
+def _prepared(config: Config, manifest: Manifest, note: str = "") -> Finding:
+    counts = ", ".join(f"{count:,} {split}" for split, count in manifest.result["counts"].items())
+    return Finding("data", f"{config.data.source.name}, prepared: {counts}{note}")
 
 
 def room(config: Config, stages: dict[str, Look | None]) -> list[Finding]:

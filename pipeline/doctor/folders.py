@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config
+from pipeline.doctor import limits
 from pipeline.doctor.findings import Finding
 from pipeline.errors import of_the_machine
 from pipeline.runtime import files
@@ -20,7 +21,6 @@ from pipeline.runtime import files
 NAME = ".doctor-"
 BLOCK, MOST, SPEND = 1 << 20, 64 << 20, 1.0  # bytes written at a time, and at most; seconds after which that is enough
 SMALL = 5  # small files, of which the median time counts
-SEEN = 5.0  # seconds for a file to be seen by another machine
 TICK = 0.05  # seconds between two looks
 FULL = 100 << 20  # bytes; with less no run goes far
 CURE = "choose another with run.folder= and run.artifacts=, or make room and see that this user may write there"
@@ -147,7 +147,7 @@ def visited(config: Config, trial: Trial, rank: int, who: str) -> tuple[list[Fin
 
 
 def _appears(path: Path) -> bool:
-    end = time.monotonic() + SEEN
+    end = time.monotonic() + limits.SEEN
     while not path.exists():
         if time.monotonic() > end:
             return False

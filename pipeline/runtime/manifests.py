@@ -109,12 +109,17 @@ class Look:
     work: Path | None = None  # where it is made, by the one that is to make it
 
 
-def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
-    """Whether `stage` of `inputs` has been made and is whole; if not, what has changed."""
+def whereabouts(config: Config, stage: Stage[A], *inputs: Input) -> tuple[Path, dict[str, Any]]:
+    """Where `stage` of `inputs` is, or would be; and what it is made of."""
     reasons: dict[str, Any] = {"version": stage.version}
     for value in inputs:
         reasons |= value.reasons()
-    place = config.run.artifacts.absolute() / stage.name / fingerprint.of_value([stage.name, reasons])[:12]
+    return config.run.artifacts.absolute() / stage.name / fingerprint.of_value([stage.name, reasons])[:12], reasons
+
+
+def look(config: Config, stage: Stage[A], *inputs: Input) -> Look:
+    """Whether `stage` of `inputs` has been made and is whole; if not, what has changed."""
+    place, reasons = whereabouts(config, stage, *inputs)
     manifest, broken = read(place)
     if manifest is None and not broken:
         before, _ = read(config.run.folder / config.run.name / stage.name)  # what this run last linked to

@@ -1,11 +1,12 @@
 """What can be asked of torch and the network before the processes are joined to a world, each answer within seconds."""
 
+import contextlib
 import json
 import os
 import re
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -58,28 +59,41 @@ class Store:
         """
         address, port = place()
         serves = launch.is_main and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        _see_free(port) if serves else _reach(address, port, seconds)
+        _see_free(port) if serves else _reach(address, port, seconds, UNREACHED)
         wait = timedelta(seconds=seconds)
         try:
-            store = TCPStore(address, port, launch.size, serves, wait, wait_for_workers=False, multi_tenant=True)
+            here = "127.0.0.1" if serves else address  # where torch cannot reach itself it fills the terminal
+            store = TCPStore(here, port, launch.size, serves, wait, wait_for_workers=False, multi_tenant=True)
         except (RuntimeError, ValueError) as error:
-            raise PipelineError(_unreached(address, port, serves, error)) from None
+            raise PipelineError(f"{address}:{port} answers, but not as rank 0 does ({_first(error)}); {ANOTHER}") from None
+        if serves:
+            _reach(address, port, seconds / 4, f"this is {socket.gethostname()}, which should be reached so; {UNREACHED}")
         self._rank = launch.rank
         self._store = PrefixStore(f"doctor/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
     def tell(self, name: str, value: Any) -> None:
-        self._store.set(f"{name}/{self._rank}", json.dumps(value))
+        with _still_there():
+            self._store.set(f"{name}/{self._rank}", json.dumps(value))
 
     def hear(self, name: str, ranks: Sequence[int], seconds: float) -> dict[int, Any]:
         end = time.monotonic() + seconds
         found: dict[int, Any] = {}
         while True:  # to ask for it, since to wait for it in vain makes torch complain on the terminal
-            for rank in ranks:
-                if rank not in found and self._store.check([f"{name}/{rank}"]):
-                    found[rank] = json.loads(self._store.get(f"{name}/{rank}"))
+            with _still_there():
+                for rank in ranks:
+                    if rank not in found and self._store.check([f"{name}/{rank}"]):
+                        found[rank] = json.loads(self._store.get(f"{name}/{rank}"))
             if len(found) == len(ranks) or time.monotonic() > end:
                 return dict(sorted(found.items()))
             time.sleep(POLL)
+
+
+@contextlib.contextmanager
+def _still_there() -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        raise PipelineError(f"rank 0 was reached, but is gone ({_first(error)}); what it printed says more") from None
 
 
 def place() -> tuple[str, int]:
@@ -106,7 +120,7 @@ def _see_free(port: int) -> None:
         ) from None
 
 
-def _reach(address: str, port: int, seconds: float) -> None:
+def _reach(address: str, port: int, seconds: float, cure: str) -> None:
     """Connect, until it succeeds: the main process may come later."""
     end = time.monotonic() + seconds
     while True:
@@ -115,7 +129,7 @@ def _reach(address: str, port: int, seconds: float) -> None:
         except OSError as error:
             if time.monotonic() + TRY > end:
                 why = error.strerror or error
-                raise PipelineError(f"cannot reach {address}:{port} within {seconds:.0f} s: {why}; {UNREACHED}") from None
+                raise PipelineError(f"cannot reach {address}:{port} within {seconds:.0f} s: {why}; {cure}") from None
             time.sleep(TRY)
         else:
             return
@@ -123,12 +137,6 @@ def _reach(address: str, port: int, seconds: float) -> None:
 
 ANOTHER = "set MASTER_PORT to a port that nobody else has"
 UNREACHED = "MASTER_ADDR must be the host of rank 0 as other hosts know it, rank 0 be running, and no firewall close MASTER_PORT"
-
-
-def _unreached(address: str, port: int, serves: bool, error: Exception) -> str:
-    if not serves:
-        return f"{address}:{port} answers, but not as rank 0 does ({_first(error)}); {ANOTHER}"
-    return f"rank 0 runs on {socket.gethostname()}, which cannot reach itself as {address}:{port} ({_first(error)}); {UNREACHED}"
 
 
 def _first(error: Exception) -> str:
