@@ -147,7 +147,7 @@ def _meet(case: Case) -> None:
     address, port = probe.place()
     look = begin(lambda: probe.Store(case.launch, seconds))  # which waits for ever for the answer of another's server
     try:
-        case.meeting = look.result(1.25 * seconds)
+        case.meeting = look.result(seconds + 2)
     except TimeoutError:
         raise PipelineError(f"{address}:{port} answers, but not as rank 0 does; {probe.ANOTHER}") from None
     case.add([Finding("rendezvous", f"{address}:{port} reached in {time.monotonic() - began:.1f} s")])
