@@ -114,7 +114,7 @@ def _turns(work: Work, repeats: int, folder: Path) -> dict[tuple[str, int], list
 
 def checked(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Fitted on 1 and 2 processes and held against 4; and fitted on all."""
-    points = [Point(**{name: value for name, value in row.items() if name != "spread"}) for row in rows]
+    points = [Point(**{name: value for name, value in row.items() if name not in ("spread", "predicted")}) for row in rows]
     few = fitted([point for point in points if point.processes < max(COUNTS)])
     for row, point in zip(rows, points, strict=True):
         row["predicted"] = predicted(point, few)
@@ -168,15 +168,19 @@ def advised(nets: Sequence[Net]) -> list[dict[str, Any]]:
     return rows
 
 
+def concluded(rows: Sequence[dict[str, Any]], repeats: int, here: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of measured `rows`."""
+    nets = counted()
+    kept = {"command": "python -m bench.scaling", "n": repeats, "machine": here, "measured": rows, **checked(rows)}
+    return kept | {"nets": [asdict(net) for net in nets], "total": TOTAL, "foretold": foretold(nets), "advised": advised(nets)}
+
+
 def main(repeats: int) -> None:
-    here = machine()
-    rows = []
+    here, rows = machine(), []
     for row in measured(repeats):
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
-    nets = counted()
-    kept = {"command": "python -m bench.scaling", "n": repeats, "machine": here, "measured": rows, **checked(rows)}
-    kept |= {"nets": [asdict(net) for net in nets], "total": TOTAL, "foretold": foretold(nets), "advised": advised(nets)}
+    kept = concluded(rows, repeats, here)
     (RESULTS / "scaling.json").write_text(json.dumps(kept, indent=1) + "\n")
     write(kept)
 

@@ -2,12 +2,13 @@
 
 Here, P processes of a host with b images each, a gradient of G bytes, in seconds:
 
-    step = f + b c (1 + k (P - 1)) + exposed
-    shared memory: exposed = a m (P - 1) + v / w      m meetings; v bytes that a process reads and writes, see `moved`
-    gloo:          exposed = e - o min(s e, 2/3 compute),  e = 2 (P - 1) a' + 2 (P - 1) / P G / w'    a ring
+    step = (f + b c) (1 + k (P - 1)) + exposed
+    shared memory: exposed = a m (P - 1) + P v / w    m meetings; v bytes that a process reads and writes, see `moved`
+    gloo:          exposed = e - o min(s e, 2/3 compute),  e = 2 (P - 1) a' + 2 (P - 1) G / w'    a ring
 
 f (fixed) and c (an image) are a net's own; k says how much slower each process computes for every other one beside it; o is the share
-of what could overlap with the backward pass that does, s the share of the bytes that are ready before the last bucket of DDP.
+of what could overlap with the backward pass that does, s the share of the bytes that are ready before the last bucket of DDP. The rates w
+are those of the host, whose memory its processes share: so bytes are those of all of them.
 """
 
 import math
@@ -53,14 +54,15 @@ def moved(count: int, processes: int) -> tuple[float, int]:
 def predicted(point: Point, of: Parameters) -> float:
     """Seconds a step."""
     others = point.processes - 1
-    compute = point.images * of[f"{point.net}: image"] * (1 + of["slowing"] * others)
-    alone = of[f"{point.net}: fixed"] + compute
+    slower = 1 + of["slowing"] * others
+    compute = point.images * of[f"{point.net}: image"] * slower
+    alone = of[f"{point.net}: fixed"] * slower + compute
     if others == 0:
         return alone
     if point.exchange == SHARED:
         count, meetings = moved(point.bytes, point.processes)
-        return alone + of["meeting"] * meetings * others + count * of["memory rate"]
-    exchange = 2 * others * of["message"] + 2 * others / point.processes * point.bytes * of["gloo rate"]
+        return alone + of["meeting"] * meetings * others + point.processes * count * of["memory rate"]
+    exchange = 2 * others * of["message"] + 2 * others * point.bytes * of["gloo rate"]
     return alone + exchange - of["overlap"] * min(point.early * exchange, BACKWARD * compute)
 
 
