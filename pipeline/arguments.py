@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
         if name == "scale":
             command.add_argument("--up-to", type=_count, metavar="N", help="processes; as many as GPUs, or cores, if not given")
             command.add_argument("--out", type=Path, default=Path("scaling.png"), metavar="FILE.png", help="where the curves are drawn")
+    _add_sweep_and_jobs(commands)
+    _add_runs(commands)
+    return parser
+
+
+def _add_sweep_and_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """A search, and what there is to a job of SLURM once it is submitted."""
     text = "a grid or random search of a sweep file of W&B, without its service: one trial after the other, in processes of their own"
     command = commands.add_parser("sweep", help=text, description=text)
     command.add_argument("file", type=Path, metavar="SWEEP.yaml", help="as configs/sweep.yaml")
@@ -89,6 +96,10 @@ def _parser() -> argparse.ArgumentParser:
     text = "stop a run at a checkpoint, a job or a process of this machine, and wait until it has left"
     command = commands.add_parser("cancel", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of seeds, or its name in runs/")
+
+
+def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
+    """What can be done with runs that are there."""
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
@@ -108,7 +119,6 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="of runs; runs, if not given")
     command.add_argument("--port", type=_port, metavar="N", help="8765, or the next that is free, if not given; 0: any")
     command.add_argument("--host", default="127.0.0.1", metavar="H", help="127.0.0.1, this machine alone, if not given; 0.0.0.0: anybody")
-    return parser
 
 
 def _port(text: str) -> int:

@@ -29,43 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code, as in `pipeline.errors`."""
     options = parsed(arguments)
     try:
-        if options.command == "predict":
-            return _predict(options.run, options.images)
-        if options.command == "report":
-            return _report(options.run)
-        if options.command == "compare":
-            return _compare(options.runs, options.out)
-        if options.command == "sweep":
-            return _sweep(options)
-        if options.command == "runs":
-            return _runs(options.folder, options.json)
-        if options.command == "board":
-            return _board(options.folder, options.host, options.port)
-        if options.command in ("logs", "cancel"):
-            return _attend(_folder(options.run), options)
-        config = check(typed(options.words, options.data_dir))
-        config = config if options.seed is None else of_seed(config, options.seed)
-        config = config.model_copy(update={"run": as_trial(config.run)})
-        if options.command == "again":
-            return _again(config)
-        if options.command == "config":
-            print(dump(config), end="")
-            return 0
-        if options.command == "doctor":
-            from pipeline.doctor import doctor
-
-            return doctor(config, as_json=options.json)
-        config = fetched(config)
-        if options.command == "scale":
-            from pipeline.scale import scale
-
-            words = [*options.words, *([f"data.root={options.data_dir}"] if options.data_dir else [])]
-            return scale(config, words, picture=options.out, up_to=options.up_to, as_json=options.json)
-        if options.command == "status":
-            return _status(config)
-        if options.command == "submit":
-            return _submit(config, options)
-        return _run(config, options)
+        return _answer(options)
     except (PipelineError, OSError, KeyboardInterrupt) as error:
         code, message = outcome(error)
         if speaks():
@@ -75,6 +39,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 print(f"pipeline: rank {os.environ.get('RANK') or os.environ.get('SLURM_PROCID')}: {message}", file=sys.stderr)
             time.sleep(AFTER_THE_WORD)
         return code
+
+
+def _answer(options: argparse.Namespace) -> int:
+    if options.command == "predict":
+        return _predict(options.run, options.images)
+    if options.command == "report":
+        return _report(options.run)
+    if options.command == "compare":
+        return _compare(options.runs, options.out)
+    if options.command == "sweep":
+        return _sweep(options)
+    if options.command == "runs":
+        return _runs(options.folder, options.json)
+    if options.command == "board":
+        return _board(options.folder, options.host, options.port)
+    if options.command in ("logs", "cancel"):
+        return _attend(_folder(options.run), options)
+    config = check(typed(options.words, options.data_dir))
+    config = config if options.seed is None else of_seed(config, options.seed)
+    config = config.model_copy(update={"run": as_trial(config.run)})
+    if options.command == "again":
+        return _again(config)
+    if options.command == "config":
+        print(dump(config), end="")
+        return 0
+    if options.command == "doctor":
+        return _doctor(config, options.json)
+    config = fetched(config)
+    if options.command == "scale":
+        return _scale(config, options)
+    if options.command == "status":
+        return _status(config)
+    if options.command == "submit":
+        return _submit(config, options)
+    return _run(config, options)
 
 
 def _run(config: Config, options: argparse.Namespace) -> int:
@@ -146,6 +145,18 @@ def _described(config: Config) -> str:
     return describe(model, data.shape)
 
 
+def _doctor(config: Config, as_json: bool) -> int:
+    from pipeline.doctor import doctor
+
+    return doctor(config, as_json=as_json)
+
+
+def _scale(config: Config, options: argparse.Namespace) -> int:
+    from pipeline.scale import scale
+
+    return scale(config, _words(options), picture=options.out, up_to=options.up_to, as_json=options.json)
+
+
 def _status(config: Config) -> int:
     from pipeline.standing import standing
 
@@ -157,8 +168,12 @@ def _status(config: Config) -> int:
 def _sweep(options: argparse.Namespace) -> int:
     from pipeline.sweep import sweep
 
-    root = [f"data.root={options.data_dir}"] if options.data_dir else []
-    return sweep(options.file, [*options.words, *root], count=options.count, seed=options.seed)
+    return sweep(options.file, _words(options), count=options.count, seed=options.seed)
+
+
+def _words(options: argparse.Namespace) -> list[str]:
+    """The configuration as it was typed, in words alone."""
+    return [*options.words, *([f"data.root={options.data_dir}"] if options.data_dir else [])]
 
 
 def _predict(run: Path, images: Sequence[Path]) -> int:
