@@ -30,8 +30,7 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
     Raises:
         ConfigError: all of them are to be one run of W&B.
     """
-    if "WANDB_RUN_ID" in os.environ and any(tracker.name == "wandb" for tracker in config.run.trackers):
-        raise ConfigError("several seeds are several runs, but WANDB_RUN_ID names one of W&B; unset it, or add run.trackers=[]")
+    check_apart(config)
     summaries, failures = {}, {}
     for seed in range(config.train.seed, config.train.seed + count):
         if process.stopping():
@@ -46,6 +45,16 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
     if process.launch.is_main:
         say(_conclude(config, {seed: summary for seed, summary in summaries.items() if summary is not None}, failures))
     return GateError.exit_code if failures else 0
+
+
+def check_apart(config: Config) -> None:
+    """See that the seeds are not to be one run of W&B.
+
+    Raises:
+        ConfigError: they are.
+    """
+    if "WANDB_RUN_ID" in os.environ and any(tracker.name == "wandb" for tracker in config.run.trackers):
+        raise ConfigError("several seeds are several runs, but WANDB_RUN_ID names one of W&B; unset it, or add run.trackers=[]")
 
 
 def of_seed(config: Config, seed: int) -> Config:

@@ -185,6 +185,14 @@ def test_a_mistake_is_one_line_and_2_before_anything_is_written(tmp_path: Path, 
     assert names(tmp_path) == []
 
 
+def test_an_array_is_no_one_run_of_wandb(tmp_path: Path) -> None:
+    words = ["submit", *TINY, "run.trackers=[wandb]", "--array", "seeds=0-1"]
+    ended = launch(tmp_path, words, environment={"PATH": "/nothing", "HOME": str(tmp_path), "WANDB_RUN_ID": "one"})
+    assert (ended.code, ended.output.count("\n")) == (2, 1), ended.output
+    assert "WANDB_RUN_ID" in ended.output
+    assert names(tmp_path) == []
+
+
 def test_without_slurm_it_is_one_line_and_nothing_is_written(tmp_path: Path) -> None:
     ended = submit(tmp_path)
     assert (ended.code, ended.output) == (1, "pipeline: sbatch is not here; on a cluster with SLURM it is on the login nodes\n")

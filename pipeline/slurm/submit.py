@@ -22,7 +22,7 @@ from pipeline.runtime import files, job
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say
 from pipeline.runtime.folder import claimed
-from pipeline.seeds import of_seed, together
+from pipeline.seeds import check_apart, of_seed, together
 from pipeline.slurm.script import Script, text
 from pipeline.slurm.site import Site, read_site
 
@@ -39,6 +39,8 @@ def submit(config: Config, options: argparse.Namespace) -> None:
     """
     _see_that_it_can_be_shared_out(config, options.nodes * (options.gpus_per_node or options.tasks_per_node))
     seeds = _seeds(options.array)
+    if seeds:
+        check_apart(config)  # tasks are given the environment of sbatch
     place = together(config) if seeds else config.run.folder / config.run.name
     scripts = _scripts(config, place, seeds, options, read_site())
     dependencies = _dependencies(options.after)
