@@ -165,7 +165,7 @@ def _brought(folder: Path, store: Store) -> list[dict[str, Any]]:
     with Service(store) as service:
         environment = {**service.environment, "HOME": str(folder / "home")}
         if offline:
-            command = ["wandb", "sync", *offline]
+            command = [sys.executable, "-m", "wandb", "sync", *offline]
             subprocess.run(command, cwd=folder, env={**os.environ, **environment}, capture_output=True, timeout=60, check=False)
         else:
             launch(folder, [*WORDS, "run.trackers=[wandb]"], environment=environment)
