@@ -75,6 +75,7 @@ VALUES: dict[str, Sequence[Any]] = {
     "run.eval_batch_size": (5, 1000, 1000),
     "run.log_every": (1, 1, 2, 50),
     "run.checkpoint_every": (2, 500, 500),
+    "run.scratch": (*[None] * 8, "scratch"),
 }
 IMAGES: dict[str, Sequence[Any]] = {"size": (12, 16, 16, 20, 32), "channels": (1, 3), "classes": (2, 4, 11)}
 STRATEGIES = {1: (*["auto"] * 30, *["dp"] * 19, "ddp"), 2: (*["auto"] * 15, *["ddp"] * 15, *["fsdp"] * 19, "dp")}

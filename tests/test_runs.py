@@ -180,7 +180,7 @@ def test_elsewhere_it_is_plain_text_whole(runs: Path) -> None:
 
 @pytest.mark.parametrize("colours", [True, False])
 def test_on_a_terminal_the_state_has_a_colour_unless_it_is_not_wanted(runs: Path, colours: bool) -> None:
-    environment = {**os.environ, "TERM": "xterm", "COLUMNS": "80"} | ({} if colours else {"NO_COLOR": "1"})
+    environment = {**os.environ, "CI": "", "TERM": "xterm", "COLUMNS": "80"} | ({} if colours else {"NO_COLOR": "1"})
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "pipeline", "runs", str(runs)]
     done = subprocess.run(command, stdout=theirs, stderr=theirs, env=environment, check=False, timeout=60)
