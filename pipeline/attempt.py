@@ -74,7 +74,7 @@ class Attempt:
         word = self._word()
         found: Mapping[str, Any] = word if word != before else {}  # the code of a launcher says little
         code = found.get("exit_code", code)
-        self.state = "stopped" if code in (75, 130, 143) else "failed"
+        self.state = "stopped" if code in (75, 130, 143) or (stop and code < 0) else "failed"
         self.message = found.get("message") or (f"killed by signal {-code}" if code < 0 else f"it ended with code {code}, as is told above")
 
     def _wait_for_an_earlier_life(self, stop: StopFlag) -> None:

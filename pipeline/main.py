@@ -70,7 +70,7 @@ def _answer(options: argparse.Namespace) -> int:
     if options.command == "scale":
         return _scale(config, options)
     if options.command == "status":
-        return _status(config)
+        return _status(config, _as_typed(options))
     if options.command == "submit":
         return _submit(config, options)
     return _run(config, options)
@@ -114,9 +114,7 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
         say(_described(config))
         return 0
     if process.launch.is_main:
-        typed = [sys.argv[0], *options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
-        typed += [] if options.seed is None else ["--seed", str(options.seed)]
-        say(closing_words(config, until, config.run.folder / config.run.name, typed, summary or {}, process.made))
+        say(closing_words(config, until, config.run.folder / config.run.name, _as_typed(options), summary or {}, process.made))
         if summary is not None and options.json:
             say_plainly(json.dumps(summary))
     return 0
@@ -157,10 +155,16 @@ def _scale(config: Config, options: argparse.Namespace) -> int:
     return scale(config, _words(options), picture=options.out, up_to=options.up_to, as_json=options.json)
 
 
-def _status(config: Config) -> int:
+def _as_typed(options: argparse.Namespace) -> list[str]:
+    """The program, and what was typed of the run."""
+    words = [*options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
+    return [sys.argv[0], *words, *([] if options.seed is None else ["--seed", str(options.seed)])]
+
+
+def _status(config: Config, typed: Sequence[str]) -> int:
     from pipeline.standing import standing
 
-    for line in standing(config):
+    for line in standing(config, typed):
         say(line)
     return 0
 

@@ -23,7 +23,13 @@ def remake(run: Path) -> Path:
     """
     place = (run / PAGE).parent.resolve().parent  # where the evaluation is, finished or not
     if not (run / "report").is_symlink() or not (place / "metrics.json").is_file():
-        raise ConfigError(f"{run} has no evaluation to report on; `pipeline evaluate` with its configuration makes one")
+        status = mapping(json_in(run / "status.json"))
+        how = (
+            f"it {status.get('state')}: {status['message']}"
+            if status.get("message")
+            else "`pipeline evaluate` with its configuration makes one"
+        )
+        raise ConfigError(f"{run} has no evaluation to report on; {how}")
     data, prepared = _found(run, PREPARE)
     trained, training = _found(run, TRAIN)
     made = {"prepare": prepared, "train": training}

@@ -1,6 +1,7 @@
 """How a run stands: what is going on in its folder, which of its stages are fresh, and what the next command would do."""
 
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pipeline.config import Config
@@ -10,10 +11,11 @@ from pipeline.runtime.claims import holder
 from pipeline.runtime.job import job_state
 from pipeline.runtime.manifests import Look, begun_before
 from pipeline.runtime.progress import clock
+from pipeline.summary import called
 
 
-def standing(config: Config) -> Iterator[str]:
-    """Line by line; nothing is run, and nothing of what another process makes is touched."""
+def standing(config: Config, typed: Sequence[str]) -> Iterator[str]:
+    """Line by line, of what was `typed`, the program first; nothing is run, and nothing of what another process makes is touched."""
     place = config.run.folder / config.run.name
     owner = holder(place / ".run")
     try:
@@ -35,7 +37,8 @@ def standing(config: Config) -> Iterator[str]:
         else:
             fresh, _, note = seen.why.partition(" (")
             yield f"{name:9} {fresh:9} {_near(seen.place)}" + (f"\n{'':10}{note[:-1]}" if note else "")
-    yield f"next: {_next(found) if owner is None else 'wait; the same command would leave at once while this one works'}"
+    command = shlex.join([called(typed[0]), "run", *typed[1:]])
+    yield f"next: {_next(found, command) if owner is None else 'wait; the same command would leave at once while this one works'}"
 
 
 def _state(run: Run) -> str:
@@ -61,10 +64,10 @@ def _near(place: Path) -> Path:
     return place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place
 
 
-def _next(found: Mapping[str, Look | None]) -> str:
+def _next(found: Mapping[str, Look | None], command: str) -> str:
     missing = [name for name, seen in found.items() if seen is None or seen.manifest is None]
     if not missing:
-        return "`pipeline run` finds all of it fresh"
+        return f"`{command}` finds all of it fresh"
     first = found[missing[0]]
     verb = "goes on with" if first and first.why.startswith("goes on") else "makes"
-    return f"`pipeline run` {verb} {', '.join(missing)}"
+    return f"`{command}` {verb} {', '.join(missing)}"

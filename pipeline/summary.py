@@ -52,6 +52,11 @@ def _artifacts(plan: Plan) -> dict[str, Any]:
     return {"prepare": plan.data, "train": plan.trained, "evaluate": plan.report, "export": plan.exported}
 
 
+def called(program: str) -> str:
+    """What to type for `program`, the name by which this process was started."""
+    return program if Path(program).name == "pipeline" and not Path(program).is_absolute() else "pipeline"
+
+
 def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str], summary: Mapping[str, Any], made: Sequence[str]) -> str:
     """What came of it if that is a whole run, where things are, and what to type next.
 
@@ -66,8 +71,7 @@ def closing_words(config: Config, until: str, folder: Path, typed: Sequence[str]
     rows = {**(_figures(summary, made) if summary else {}), **{what: str(here / path) for what, path in places[until].items()}}
     rows |= _wandb(here) if until == "export" else {}
     lines = [*([_headline(summary)] if summary else []), *(f"  {what:11} {text}" for what, text in rows.items())]
-    program, *words = typed
-    program = program if Path(program).name == "pipeline" and not Path(program).is_absolute() else "pipeline"
+    program, words = called(typed[0]), [*typed[1:]]
     if until == "export":
         lines.append(f"next: {shlex.join([program, 'predict', str(here), 'IMAGE.png'])}")
         words = [word for word in words if not word.startswith(("train.lr=", "run.name="))]

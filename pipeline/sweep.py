@@ -8,6 +8,7 @@ runs/<name>-sweep/sweep.png      the metric against each parameter
 import contextlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from pipeline.runtime.console import say
 from pipeline.runtime.launch import StopFlag
 from pipeline.search import Search, read, trials
 from pipeline.seeds import columns
+from pipeline.summary import called
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -116,7 +118,7 @@ def _next(attempts: Sequence[Attempt], search: Search) -> str:
     best = best_first(attempts, search)[0]
     name = best.config.run.folder.name.removesuffix("-sweep")
     words = ["run", *best.words, f"run.name={name}-best"]
-    return shlex.join(["pipeline", *words]) if best.state == "done" else ""
+    return shlex.join([called(sys.argv[0]), *words]) if best.state == "done" else ""
 
 
 def _conclusion(attempts: Sequence[Attempt], search: Search, folder: Path) -> str:

@@ -59,6 +59,7 @@ def record(train: list[float], held_out: list[float], *, accuracy: float = 0.9, 
 
 
 FLAT = [0.5] * 10
+FALLING = [1.0 - 0.1 * k for k in range(10)]
 
 
 @pytest.mark.parametrize(
@@ -69,7 +70,8 @@ FLAT = [0.5] * 10
             "Over-fitting since step 30: there the validation loss was lowest",
         ),
         (record(FLAT, FLAT, accuracy=0.99), "Over-fitting: in the end 99.0 % of the training images were right, and 90.0 %"),
-        (record([1.0 - 0.1 * k for k in range(10)], [1.0 - 0.1 * k for k in range(10)]), "Under-fitting: in the last fifth"),
+        (record(FALLING, FALLING, accuracy=0.8, held_out_accuracy=0.8), "Under-fitting: in the last fifth"),
+        (record(FALLING, FALLING, accuracy=0.99, held_out_accuracy=0.99), "Neither"),  # rates end low, so that losses end falling
         (record(FLAT, FLAT), "Neither over- nor under-fitting is to be seen"),
         (record([1, 0.5, 0.5, 0.5, 0.5], [1, 0.6, 0.5, 0.6, 0.8]), "Neither"),  # the validation got worse, but training no better
         (record(FLAT, []), "There was no validation split"),

@@ -16,7 +16,8 @@ from pipeline.standing import standing
 
 
 def told() -> str:
-    return "\n".join(standing(check(load(None, [*TINY, "train.epochs=4000"]))))
+    words = [*TINY, "train.epochs=4000"]
+    return "\n".join(standing(check(load(None, words)), ["pipeline", *words]))
 
 
 @pytest.mark.parametrize(("number", "state"), [(signal.SIGTERM, "stopped at"), (signal.SIGKILL, "lost, it began at")])
@@ -39,7 +40,7 @@ def test_a_run_that_goes_on_and_one_that_was_ended(
     assert then.startswith(f"runs/tiny: {state} 20"), then
     assert "\ntrain     not fresh goes on where it stopped\n" in then
     assert "\nevaluate  waits     for train\n" in then
-    assert then.endswith("next: `pipeline run` goes on with train, evaluate, export")
+    assert then.endswith("train.epochs=4000` goes on with train, evaluate, export")
 
 
 def test_a_run_that_is_done_has_nothing_left_to_do(run: Run) -> None:
@@ -47,5 +48,5 @@ def test_a_run_that_is_done_has_nothing_left_to_do(run: Run) -> None:
     lines = run(until="status").output.splitlines()
     assert re.fullmatch(r"runs/tiny: done at .*, test accuracy 0\.\d{4}", lines[0])
     assert [line.split()[:2] for line in lines[1:5]] == [[stage, "fresh"] for stage in ("prepare", "train", "evaluate", "export")]
-    assert all(len(line) <= 80 for line in lines)
-    assert lines[-1] == "next: `pipeline run` finds all of it fresh"
+    assert all(len(line) <= 80 for line in lines[:-1])
+    assert re.fullmatch("next: `pipeline run .*run.name=tiny.*` finds all of it fresh", lines[-1])  # the command as it was typed

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 BINS = 15
-RISE, RISE_AT_LEAST, GAP, FALL = 0.1, 0.02, 0.05, 0.1
+RISE, RISE_AT_LEAST, GAP, FALL, KNOWN = 0.1, 0.02, 0.05, 0.1, 0.9
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -91,10 +91,11 @@ def fit(lines: Sequence[Mapping[str, Any]]) -> str:
     if not all(fifths):
         return few
     before, after = map(statistics.fmean, fifths)
-    if after < (1 - FALL) * before and rise <= 0:
+    if after < (1 - FALL) * before and rise <= 0 and known < KNOWN:
         return (
-            f"Under-fitting: in the last fifth of the steps the training loss still fell by {100 * (1 - after / before):.0f} %, "
-            "and the last validation loss is the lowest; a longer training may bring more."
+            f"Under-fitting: in the last fifth of the steps the training loss still fell by {100 * (1 - after / before):.0f} %, the last "
+            f"validation loss is the lowest, and {100 * (1 - known):.0f} % of the training images were still wrong; "
+            "train for longer, or a larger net."
         )
     return f"Neither over- nor under-fitting is to be seen: training and validation accuracy ended {100 * abs(gap):.1f} points apart."
 
