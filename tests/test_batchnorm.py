@@ -22,7 +22,7 @@ def last_loss(folder: Path) -> float:
     return float([json.loads(line)["train/loss"] for line in lines if "train/loss" in line][-1])
 
 
-@pytest.mark.parametrize("processes", [2, 3])
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.soak)])
 @pytest.mark.parametrize(
     "kind",
     [SYNC, GROUPS, [*SYNC, "train.accumulate=2"], [*SYNC, "train.batch_size=all", "train.steps=2", "train.accumulate=3"]],

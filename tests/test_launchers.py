@@ -39,7 +39,7 @@ def summary(folder: Path) -> dict[str, object]:
     ("command", "size"),
     [
         pytest.param(["python", str(ROOT / "launch/run.py")], 1, marks=pytest.mark.soak),
-        (["pipeline", "run"], 1),
+        pytest.param(["pipeline", "run"], 1, marks=pytest.mark.soak),
         (["accelerate", "launch", "--cpu", str(ROOT / "launch/run.py")], 1),
         (["torchrun", "--nproc-per-node", "2", str(ROOT / "launch/run.py")], 2),
     ],

@@ -238,7 +238,8 @@ def test_what_is_said_when_nobody_listens_any_more_is_in_the_log(run: Run, tmp_p
     assert f"wandb: offline, run {run_id(path)}" in (tmp_path / "runs/tiny/logs/trackers.log").read_text()
 
 
-@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.soak), pytest.param(2, marks=pytest.mark.soak)])
+@pytest.mark.soak
+@pytest.mark.parametrize("seed", range(3))
 def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_told_once(tmp_path: Path, seed: int) -> None:
     draw = random.Random(seed)
     words = ["train", *TINY, WANDB, "run.log_every=2", "train.epochs=100", "train.validate_every=4"]
