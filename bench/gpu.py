@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bench.measure import machine
+from bench.measure import machine, speeds
 
 ROOT = Path(__file__).parent.parent
 SCRIPT_SECONDS = 120  # at most, of each record script: 40 to compile, 2 a run
@@ -72,8 +72,8 @@ class Bench:
         output, wall = self.run(sys.executable, "-m", "pipeline", until, config_file, *typed)
         place = next(self.work / "runs" / word.partition("=")[2] for word in typed if word.startswith("run.name="))
         timing = json.loads((place / "train/timing.json").read_text())
-        speeds = [json.loads(line)["images/s"] for line in (place / "train").resolve().joinpath("timings.jsonl").read_text().splitlines()]
-        found: Row = {"wall": wall, **timing, "speed": statistics.median(speeds[1:] or speeds)}
+        each = speeds((place / "train").resolve())
+        found: Row = {"wall": wall, **timing, "speed": statistics.median(each[1:] or each)}
         found["recorded"] = "recorded and launched as one" in output and "not as one" not in output
         if until == "evaluate":
             measured = json.loads((place / "evaluate/metrics.json").read_text())

@@ -20,6 +20,12 @@ Row = Mapping[str, Any]  # column -> figure
 T = TypeVar("T")
 
 
+def speeds(training: Path) -> list[float]:
+    """Images a second, of each interval of the log of what was trained in the folder `training`."""
+    lines = [json.loads(line) for line in (training / "timings.jsonl").read_text().splitlines()]
+    return [line["images/s"] for line in lines if "images/s" in line]
+
+
 def keep(name: str, rows: Sequence[Row], **facts: Any) -> None:
     """Print `rows` of `python -m bench.<name>` as a Markdown table, and keep them as bench/results/<name>.json (dots as underscores).
 

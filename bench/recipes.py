@@ -26,6 +26,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 from bench.images import write_class_folders
+from bench.measure import speeds
 
 ROOT = Path(__file__).parent.parent
 BIN = Path(sys.executable).parent
@@ -92,8 +93,7 @@ def first_epochs(config: str, count: int, *words: str) -> Callable[[Path, Path],
             process.terminate()
             if process.wait() != 75:
                 sys.exit(f"{config} ended with {process.returncode}:\n{log.read_text()}")
-        timings = place.resolve().with_name("timings.jsonl").read_text().splitlines()
-        speed = statistics.median(json.loads(line)["images/s"] for line in timings)
+        speed = statistics.median(speeds(place.resolve().parent))
         return {"validation_accuracy_of_epochs": _validations(place)[:count], "images_per_second": round(speed, 1), "words": list(words)}
 
     return bench

@@ -8,7 +8,6 @@ Case k has the k-th pair of numbers of processes and the recipe, the stop and th
 
 import argparse
 import itertools
-import json
 import random
 import shutil
 import statistics
@@ -20,6 +19,7 @@ from pathlib import Path
 from processes import launch
 
 from bench.faults.report import Row, report
+from bench.measure import speeds
 
 COUNTS = (1, 2, 4)
 PAIRS = tuple(itertools.product(COUNTS, COUNTS))
@@ -117,8 +117,7 @@ def step_seconds(words: Sequence[str], processes: int) -> list[float]:
         words = [*common, "run.name=elastic", "run.trackers=[]", "run.log_every=4", *words]
         ended = launch(Path(folder), words, processes=processes)
         assert ended.code == 0, ended.output
-        lines = next(Path(folder).glob("artifacts/train/*/timings.jsonl")).read_text().splitlines()
-    return [64 / json.loads(line)["images/s"] for line in lines[1:]]
+        return [64 / speed for speed in speeds(next(Path(folder).glob("artifacts/train/*/timings.jsonl")).parent)[1:]]
 
 
 def costs(rounds: int) -> list[Row]:
