@@ -21,7 +21,7 @@ import pytest
 from cluster import until
 from conftest import TINY, Run
 from processes import Ended, begin, below, launch
-from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps
+from tracking import configuration, described, exit_codes, kill_all, lives, of_record, points, run_id, settled, steps, summary
 
 from bench.faults import nonfinite
 from pipeline.runtime.aside import LOCK, Aside
@@ -63,11 +63,11 @@ def test_everything_reaches_an_offline_run_without_a_prompt(whole: Whole) -> Non
 
 
 def test_results_and_the_best_values_are_in_the_summary(whole: Whole) -> None:
-    summary = file.summary(whole.path)
+    told = summary(whole.path)
     validations = [row for row in file.history(whole.path) if "validation/loss" in row]
-    assert summary["test/accuracy"] == whole.ended.summary["test_accuracy"]
-    assert summary["best/validation/accuracy"] == max(row["validation/accuracy"] for row in validations)
-    assert summary["best/validation/loss"] == min(row["validation/loss"] for row in validations)
+    assert told["test/accuracy"] == whole.ended.summary["test_accuracy"]
+    assert told["best/validation/accuracy"] == max(row["validation/accuracy"] for row in validations)
+    assert told["best/validation/loss"] == min(row["validation/loss"] for row in validations)
 
 
 def test_the_run_says_what_it_is_how_it_is_done_and_by_which_code(whole: Whole) -> None:

@@ -59,6 +59,11 @@ def run_id(path: Path) -> str:
     return path.stem.removeprefix("run-")
 
 
+def summary(path: Path) -> dict[str, Any]:
+    updates = (r.summary.update for r in file.records(path) if r.WhichOneof("record_type") == "summary")
+    return {item.key or ".".join(item.nested_key): json.loads(item.value_json) for update in updates for item in update}
+
+
 def points(*paths: Path) -> Counter[tuple[int, str]]:
     """How often each metric of each step was told, over several lives."""
     rows = [row for path in paths for row in file.history(path)]

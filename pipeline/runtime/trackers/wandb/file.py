@@ -67,11 +67,6 @@ def history(path: Path) -> Iterator[dict[str, Any]]:
             yield {_name(item): json.loads(item.value_json) for item in record.history.item}
 
 
-def summary(path: Path) -> dict[str, Any]:
-    updates = (r.summary.update for r in records(path) if r.WhichOneof("record_type") == "summary")
-    return {_name(item): json.loads(item.value_json) for update in updates for item in update}
-
-
 def artifacts(path: Path) -> list[Any]:
     """The records of artifacts: `name`, `type`, `aliases`, `metadata` (JSON), `manifest`."""
     return [r.artifact for r in records(path) if r.WhichOneof("record_type") == "artifact"]
