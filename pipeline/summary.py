@@ -113,6 +113,6 @@ def _wandb(folder: Path) -> dict[str, str]:
     place = last.parent / last.readlink()
     if not place.name.startswith("offline-"):
         return {"wandb": str(place)}
-    lives = f"offline-run-*-{place.name.split('-', 3)[-1]}"
+    lives = next((f"offline-{path.stem.replace('-', '-*-', 1)}*" for path in place.glob("run-*.wandb")), place.name)
     several = len([*last.parent.glob(lives)]) > 1
     return {"wandb": f"wandb sync {shlex.quote(str(last.parent if several else place))}{f'/{lives}' if several else ''}"}

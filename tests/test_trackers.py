@@ -238,6 +238,14 @@ def test_what_is_said_when_nobody_listens_any_more_is_in_the_log(run: Run, tmp_p
     assert f"wandb: offline, run {run_id(path)}" in (tmp_path / "runs/tiny/logs/trackers.log").read_text()
 
 
+def test_lives_that_begin_in_the_same_second_know_of_each_other(run: Run, tmp_path: Path) -> None:
+    assert run(WANDB, until="train", stop_at=20).code == 75
+    (first,) = lives(tmp_path)
+    first.parent.rename(f"{first.parent}-1")  # as W&B calls the second of two
+    assert run(WANDB, until="train").code == 0
+    assert points(*lives(tmp_path)) == of_record(tmp_path)
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("seed", range(3))
 def test_with_its_process_aside_and_service_killed_at_any_moment_every_point_is_told_once(tmp_path: Path, seed: int) -> None:

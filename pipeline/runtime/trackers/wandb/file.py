@@ -12,8 +12,8 @@ HEADER = 7  # bytes: crc, length, type (1 whole, 2 first, 3 middle, 4 last); as 
 
 
 def of_run(places: Iterable[Path], run_id: str) -> list[Path]:
-    """The files of all lives, oldest first, by the run folders that they had."""
-    found = (path for place in places for path in place.glob(f"wandb/*run-*-{run_id}/run-{run_id}.wandb"))
+    """The files of all lives, oldest first, by the run folders that they had; W&B numbers the folders of lives begun in one second."""
+    found = (path for place in places for path in place.glob(f"wandb/*run-*-{run_id}*/run-{run_id}.wandb"))
     return sorted(found, key=lambda path: path.parent.name.removeprefix("offline-"))
 
 
