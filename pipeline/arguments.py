@@ -1,12 +1,14 @@
 """What can be typed. Without the imports that take a moment: `--help`, or a word that is not understood, is answered at once."""
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from pipeline import __version__, errors
 from pipeline.credentials import hide
+from pipeline.wording import nearest
 
 STAGES = ("prepare", "train", "evaluate", "export")
 COMMANDS = {
@@ -28,19 +30,36 @@ COMMANDS = {
 
 
 class _Parser(argparse.ArgumentParser):
+    """One that needs no more than a line for a mistake."""
+
     def error(self, message: str) -> NoReturn:
-        super().error(hide(message))
+        command = self.prog.partition(" ")[2]
+        where = f"{command}: " if command else ""
+        self.exit(2, hide(f"pipeline: {where}{message.removeprefix('argument ')} (see `{self.prog} --help`)\n"))
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Overrides may come before and after flags, which argparse does not know of subcommands."""
     parser = _parser()
-    options, more = parser.parse_known_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    commands = {name: command for name, command in _commands(parser).items() if name != "again"}
+    asked = next((word for word in words if not word.startswith("-")), "")
+    if asked and asked not in _commands(parser):
+        parser.error(f"no command {asked!r}{nearest(asked, commands)}")
+    options, more = parser.parse_known_args(words)
     if strange := [word for word in more if word.startswith("-") or not hasattr(options, "words")]:
-        parser.error(f"unrecognized arguments: {' '.join(strange)}")
+        command = _commands(parser)[asked]
+        flags = [flag for action in command._actions for flag in action.option_strings if flag.startswith("--")]
+        near = nearest(strange[0].partition("=")[0], flags) if strange[0].startswith("--") else ""
+        command.error(f"{' '.join(strange)} is not understood{near}")
     if more:
         options.words += more
     return options
+
+
+def _commands(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    actions = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
+    return dict(next(actions).choices)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,11 +79,13 @@ def _parser() -> argparse.ArgumentParser:
         command.add_argument("words", nargs="*", metavar="CONFIG.yaml | section.key=value", help="a file first, then overrides")
         command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
         if name in STAGES or name in ("run", "status"):
-            command.add_argument("--seed", type=int, metavar="K", help="this one of `pipeline seeds`: train.seed=K, in a folder of its own")
+            command.add_argument(
+                "--seed", type=_index, metavar="K", help="this one of `pipeline seeds`: train.seed=K, in a folder of its own"
+            )
         if name == "submit":
             _add_resources(command)
         if name in STAGES or name == "run":
-            command.add_argument("--force", choices=STAGES, default="", help="make this stage again, fresh or not")
+            command.add_argument("--force", type=_stage, metavar="STAGE", help="make this stage again, fresh or not")
         if name in STAGES or name in ("run", "bench", "doctor", "scale"):
             command.add_argument("--json", action="store_true", help="print the results as JSON, in the last line")
         if name == "scale":
@@ -82,17 +103,17 @@ def _add_sweep_and_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None
     command.add_argument("file", type=Path, metavar="SWEEP.yaml", help="as configs/sweep.yaml")
     command.add_argument("words", nargs="*", metavar="section.key=value", help="overrides, for every trial")
     command.add_argument("--count", type=_count, metavar="N", help="trials at most")
-    command.add_argument("--seed", type=int, default=0, metavar="N", help="of what a random search draws")
+    command.add_argument("--seed", type=_index, default=0, metavar="N", help="of what a random search draws")
     command.add_argument("--data-dir", type=Path, metavar="DIR", help="the same as data.root=DIR")
     command = commands.add_parser("again")  # for the scripts of jobs: whether one that was stopped is to be started again
     command.add_argument("words", nargs="*")
     command.add_argument("--data-dir", type=Path)
-    command.add_argument("--seed", type=int)
+    command.add_argument("--seed", type=_index)
     text = "the log of a run's job, in all its lives"
     command = commands.add_parser("logs", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or its name in runs/")
     command.add_argument("-f", "--follow", action="store_true", help="until the job has ended, requeues and all")
-    command.add_argument("--rank", type=int, metavar="N", help="what process N has printed, of those other than the main one")
+    command.add_argument("--rank", type=_index, metavar="N", help="what process N has printed, of those other than the main one")
     text = "stop a run at a checkpoint, a job or a process of this machine, and wait until it has left"
     command = commands.add_parser("cancel", help=text, description=text)
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run, or of seeds, or its name in runs/")
@@ -129,11 +150,13 @@ def _port(text: str) -> int:
 
 def _add_resources(command: argparse.ArgumentParser) -> None:
     """What a job asks of SLURM, besides what the site file says (README)."""
-    command.add_argument("--nodes", type=int, default=1, metavar="N", help="1 if not given")
+    command.add_argument("--nodes", type=_count, default=1, metavar="N", help="1 if not given")
     tasks = command.add_mutually_exclusive_group()
-    tasks.add_argument("--gpus-per-node", type=int, metavar="G", help="and a process for each")
-    tasks.add_argument("--tasks-per-node", type=int, default=1, metavar="P", help="processes, where there are no GPUs; 1 if not given")
-    command.add_argument("--cpus-per-task", type=int, metavar="C", help="cores for each process; 2 if neither this nor the site file says")
+    tasks.add_argument("--gpus-per-node", type=_count, metavar="G", help="and a process for each")
+    tasks.add_argument("--tasks-per-node", type=_count, default=1, metavar="P", help="processes, where there are no GPUs; 1 if not given")
+    command.add_argument(
+        "--cpus-per-task", type=_count, metavar="C", help="cores for each process; 2 if neither this nor the site file says"
+    )
     command.add_argument("--time", default="04:00:00", metavar="T", help="of one life; 04:00:00 if not given")
     command.add_argument("--partition", metavar="P")
     command.add_argument("--account", metavar="A")
@@ -145,5 +168,17 @@ def _add_resources(command: argparse.ArgumentParser) -> None:
 
 def _count(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no number; give 1 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
+
+
+def _index(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
+    return int(text)
+
+
+def _stage(text: str) -> str:
+    if text not in STAGES:
+        raise argparse.ArgumentTypeError(f"no stage {text!r}{nearest(text, STAGES)}")
+    return text

@@ -9,12 +9,11 @@ A choice from a table is written as its name, or as a mapping with the name and 
 
 import difflib
 import inspect
-import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import (
@@ -24,12 +23,15 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    ValidationInfo,
     create_model,
+    field_validator,
     model_serializer,
     model_validator,
 )
 
 from pipeline.errors import ConfigError
+from pipeline.wording import nearest, one_line, shown
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -37,14 +39,33 @@ M = TypeVar("M", bound=BaseModel)
 class _Loader(yaml.SafeLoader):
     """YAML 1.2's booleans: true and false. To YAML 1.1 `train.precision=no` is false, and `run.name=on` true.
 
-    And as Python writes them, True, False and None: so does the agent of a sweep of W&B.
+    And as Python writes them, True, False and None: so does the agent of a sweep of W&B. Nor is 1:30 the number 90, or 0777 511, or
+    2026-01-01 more than text. A key that is there twice is refused: YAML 1.1 would take the last.
     """
 
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        seen = set()
+        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
+            if key.tag != _MERGE and str(key.value) in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice; keep one", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)
 
-_BOOL = "tag:yaml.org,2002:bool"
-_Loader.yaml_implicit_resolvers = {k: [r for r in v if r[0] != _BOOL] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+
+_BOOL, _INT, _FLOAT, _TIME, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp", "merge"))
+_Loader.yaml_implicit_resolvers = {
+    k: [r for r in v if r[0] not in (_BOOL, _INT, _FLOAT, _TIME)] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
 _Loader.add_implicit_resolver(_BOOL, re.compile("^(?:true|false|True|False)$"), list("tfTF"))
 _Loader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("^None$"), ["N"])
+_Loader.add_implicit_resolver(_INT, re.compile("^[-+]?(?:0|[1-9][0-9_]*|0b[01_]+|0x[0-9a-fA-F_]+)$"), list("-+0123456789"))
+_Loader.add_implicit_resolver(
+    _FLOAT,
+    re.compile(
+        r"^(?:[-+]?[0-9][0-9_]*\.[0-9_]*(?:[eE][-+][0-9]+)?|\.[0-9][0-9_]*(?:[eE][-+][0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+    ),
+    list("-+0123456789."),
+)
 
 
 def _duration(value: Any) -> Any:
@@ -79,8 +100,10 @@ class Spec(BaseModel):
     def _from_name_or_mapping(cls, value: Any) -> Any:
         if isinstance(value, str):
             return {"name": value}
+        if not isinstance(value, Mapping | Spec) or (isinstance(value, Mapping) and not isinstance(value.get("name"), str)):
+            raise ValueError("expected a name, or {name: ..., option: ...}")
         if isinstance(value, Mapping) and "options" not in value:
-            return {"name": value.get("name"), "options": {k: v for k, v in value.items() if k != "name"}}
+            return {"name": value["name"], "options": {k: v for k, v in value.items() if k != "name"}}
         return value
 
     @model_serializer
@@ -88,10 +111,51 @@ class Spec(BaseModel):
         return {"name": self.name, **self.options} if self.options else self.name
 
 
-class Section(BaseModel):
+class Checked(BaseModel):
+    """Whatever is written by hand. To pydantic true is the number 1; here it is none."""
+
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _numbers_are_no_booleans(cls, value: Any, about: ValidationInfo) -> Any:
+        kinds = _kinds(cls.model_fields[str(about.field_name)].annotation)
+        if kinds & {int, float, timedelta} and bool not in kinds:
+            within = value if isinstance(value, list | tuple) else (value,)
+            if any(isinstance(each, bool) for each in within):
+                raise ValueError(f"expected a {'duration, as 45m' if timedelta in kinds else 'number'}, not true or false")
+        return value
+
+
+def _kinds(annotation: Any) -> set[Any]:
+    """The types that an annotation allows, also in a list, and those of the values of a Literal."""
+    inner = get_args(annotation)
+    if get_origin(annotation) is Literal:
+        return {type(value) for value in inner}
+    if get_origin(annotation) is Annotated:
+        return _kinds(inner[0])
+    return set().union(*(_kinds(each) for each in inner)) if inner else {annotation}
+
+
+def _a_path(value: Path) -> Path:
+    if "\0" in str(value):
+        raise ValueError("expected a path, in which no character is NUL")
+    return value
+
+
+def _a_name(value: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", value):
+        raise ValueError("a name is of letters, digits and . _ -, of which the first is a letter or digit, and at most 100 long")
+    return value
+
+
+Place = Annotated[Path, AfterValidator(_a_path)]
+
+
+class Section(Checked):
     """One part of the configuration. `reasons` is what a fingerprint sees of it."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(frozen=True)
     section: ClassVar[str]
     unseen: ClassVar[frozenset[str]] = frozenset()  # keys that say where, not what
     lists: ClassVar[frozenset[str]] = frozenset()  # keys of which one value stands for a list of one
@@ -113,7 +177,7 @@ class DataConfig(Section):
     unseen = frozenset({"root"})  # the files are known by their content, not by their place
 
     source: Spec = Spec(name="digits")
-    root: Path = Path("data")  # where the raw files are, or are downloaded to
+    root: Place = Path("data")  # where the raw files are, or are downloaded to
     size: int | None = Field(None, ge=1, le=8192)  # pixels a side; None: as the source has them
     channels: Literal[1, 3] | None = None  # None: as the source has them
     validation: float = Field(0.1, ge=0, lt=1)  # share of the training images, stratified
@@ -145,8 +209,10 @@ class TrainConfig(Section):
     augment: tuple[Spec, ...] = (Spec(name="crop", options={"padding": 2}),)
     mix: tuple[Spec, ...] = ()  # of two images and their labels; of several, each image draws one
     average: Spec | None = None  # of the weights of many steps: these are validated and kept
-    mean: tuple[float, ...] | None = None  # a channel, of pixels in [0, 1]; None: the training split's
-    std: tuple[Annotated[float, Field(gt=0)], ...] | None = None
+    mean: Annotated[tuple[Annotated[float, Field(ge=0, le=1)], ...], Field(min_length=1)] | None = (
+        None  # a channel, of pixels in [0, 1]; None: the training split's
+    )
+    std: Annotated[tuple[Annotated[float, Field(gt=0, le=1)], ...], Field(min_length=1)] | None = None
     precision: Literal["no", "tf32", "bf16", "fp16", "fp64"] = "no"  # fp64 is for proving things
     determinism: Literal["resume", "elastic"] = "resume"  # the same bits on as many processes; elastic: on 1, 2, 4, ... up to `shards`
     # Of `elastic`: into how many a batch is cut, whoever computes them. Eight, as a machine has GPUs; more would only make them smaller.
@@ -178,9 +244,9 @@ class RunConfig(Section):
     section = "run"
     lists = frozenset({"trackers"})
 
-    name: str = Field("digits", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")  # the folder under `folder`
-    folder: Path = Path("runs")
-    artifacts: Path = Path("artifacts")
+    name: Annotated[str, AfterValidator(_a_name)] = "digits"  # the folder under `folder`
+    folder: Place = Path("runs")
+    artifacts: Place = Path("artifacts")
     device: Literal["auto", "cpu"] = "auto"
     strategy: Literal["auto", "ddp", "dp", "fsdp"] = "auto"
     compile: Literal["no", "inductor", "aot_eager"] = "no"  # by torch.compile, with this backend
@@ -189,9 +255,9 @@ class RunConfig(Section):
     time_limit: Duration | None = None  # of this start, as in 45m or 1h30m; then it stops with a checkpoint
     hang_timeout: Duration | None = timedelta(minutes=10)  # without progress in a loop; longer than any step, compilation and all
     processes: int | None = Field(None, ge=1)  # if given, fewer or more are an error
-    threads: int | None = Field(None, ge=1)  # a process, on the CPU; None: the cores shared out
+    threads: int | None = Field(None, ge=1, le=1024)  # a process, on the CPU; None: the cores shared out
     scratch: str | None = None  # a folder of each machine's own, as $TMPDIR, to which the data are copied for training
-    workers: int = Field(0, ge=0)  # processes that read ahead, for data larger than the device
+    workers: int = Field(0, ge=0, le=1024)  # processes that read ahead, for data larger than the device
     eval_batch_size: int = Field(1000, ge=1)
     log_every: int = Field(50, ge=1)  # steps
     checkpoint_every: int = Field(500, ge=1)  # steps
@@ -243,7 +309,7 @@ def validated(schema: type[M], tree: Any, prefix: str = "") -> M:
     try:
         return schema.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError(_one_line(error, schema, prefix)) from None
+        raise ConfigError(one_line(error, schema, prefix)) from None
 
 
 def dump(config: Config, only: set[str] | None = None) -> str:
@@ -262,12 +328,17 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> S
     """
     if spec.name not in table:
         raise ConfigError(f"{what}: no {spec.name!r}{nearest(spec.name, table)}")
-    parameters = inspect.signature(table[spec.name]).parameters.values()
+    options = validated(options_of(table[spec.name]), spec.options, f"{what}.")
+    return Spec(name=spec.name, options=options.model_dump(mode="json"))
+
+
+def options_of(choice: Callable[..., Any]) -> type[Checked]:
+    """The options of what a table holds, as a schema."""
+    parameters = inspect.signature(choice).parameters.values()
     fields: dict[str, Any] = {
         p.name: (p.annotation, ... if p.default is p.empty else p.default) for p in parameters if p.kind is p.KEYWORD_ONLY
     }
-    schema = create_model(spec.name, __config__=ConfigDict(extra="forbid", allow_inf_nan=False), **fields)
-    return Spec(name=spec.name, options=validated(schema, spec.options, f"{what}.").model_dump(mode="json"))
+    return create_model("Options", __base__=Checked, **fields)
 
 
 def read_yaml(path: Path, what: str = "configuration", loader: type[yaml.SafeLoader] = _Loader) -> Any:
@@ -277,19 +348,45 @@ def read_yaml(path: Path, what: str = "configuration", loader: type[yaml.SafeLoa
         ConfigError: it cannot be read, or is no YAML.
     """
     try:
-        return yaml.load(path.read_text(), loader)  # noqa: S506 (a SafeLoader)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        near = nearest(str(path), [str(p) for p in path.parent.glob("*.y*ml")])
-        raise ConfigError(f"cannot read the {what} {path}: {reason}{near}") from None
+        return yaml.load(path.read_text(encoding="utf-8-sig"), loader)  # noqa: S506 (a SafeLoader)
+    except UnicodeDecodeError:
+        raise ConfigError(f"cannot read the {what} {path}: it is not UTF-8 text") from None
+    except (OSError, ValueError) as error:
+        if not isinstance(error, OSError):
+            raise ConfigError(f"{path} is not YAML: {str(error).partition(';')[0]}") from None
+        raise ConfigError(f"cannot read the {what} {path}: {error.strerror}{_instead(path)}") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{path} is not YAML: {_place_and_problem(error)}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} is not YAML that can be read: it is nested too deeply") from None
+
+
+def _instead(path: Path) -> str:
+    """What could have been meant by a file that is not there."""
+    if path.exists():
+        return ""
+    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml") if p.is_file()], n=1)
+    if near:
+        return f"; did you mean {str(path.with_name(near[0]))!r}?"
+    return "" if path.suffix in (".yaml", ".yml") else "; a setting is written as section.key=value"
+
+
+def _place_and_problem(error: yaml.YAMLError) -> str:
+    problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
+    if not problem or not mark:
+        return " ".join(str(error).split())
+    tab = "; indent with spaces" if "'\\t'" in problem else ""
+    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
 
 
 def _read(path: Path) -> dict[str, Any]:
     tree = read_yaml(path)
-    if not isinstance(tree, dict | None) or not all(isinstance(v, dict | None) for v in (tree or {}).values()):
-        raise ConfigError(f"{path}: expected sections ({', '.join(Config.model_fields)}) of key: value")
+    expected = f"expected sections ({', '.join(Config.model_fields)}) of key: value"
+    if not isinstance(tree, dict | None):
+        raise ConfigError(f"{path}: {expected} (got {shown(tree)})")
+    for section, values in (tree or {}).items():
+        if not isinstance(values, dict | None):
+            raise ConfigError(f"{path}: {expected} (got {section}: {shown(values)})")
     return {k: v for k, v in (tree or {}).items() if v is not None}
 
 
@@ -299,20 +396,27 @@ def _apply(tree: dict[str, Any], override: str) -> None:
     if not equals and override.endswith((".yaml", ".yml")):
         raise ConfigError(f"{override!r}: the configuration file goes first, and there is one")
     if not equals or not sections or not all((*sections, key)):
-        raise ConfigError(f"{override!r} is neither a configuration file nor section.key=value")
+        of = [f"{name}.{dotted}" for name, kind in Config.model_fields.items() if dotted in _keys(kind.annotation)]
+        of += [f"{dotted}.KEY=VALUE"] if dotted in Config.model_fields else []
+        meant = f"; did you mean {' or '.join(of)}?" if of else ""
+        raise ConfigError(f"{override!r} is neither a configuration file nor section.key=value{meant}")
     node = tree
     for section in sections:
         below = node.get(section)
         if below is None and section == sections[-1] and len(sections) > 1:
             below = _default(sections)
         if not isinstance(below, dict | str | None):
-            raise ConfigError(f"{override!r}: {section} is {json.dumps(below, default=str)}, which has no keys; give it a value as a whole")
+            raise ConfigError(f"{override!r}: {section} is {shown(below)}, which has no keys; give it a value as a whole")
         node[section] = {"name": below} if isinstance(below, str) else dict(below or {})
         node = node[section]
     try:
         node[key] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError, RecursionError):
         node[key] = text
+
+
+def _keys(section: Any) -> Sequence[str]:
+    return list(section.model_fields)
 
 
 def _default(path: Sequence[str]) -> Any:
@@ -321,38 +425,3 @@ def _default(path: Sequence[str]) -> Any:
     for name in path:
         node = node.get(name) if isinstance(node, dict) else None
     return node
-
-
-def _one_line(error: ValidationError, schema: type[BaseModel], prefix: str = "") -> str:
-    """The first thing that is wrong with what was to be a `schema`, with the nearest valid name; `prefix` says of what."""
-    first, *others = error.errors()
-    where = prefix + ".".join(str(part) for part in first["loc"] if not _KIND.fullmatch(str(part)))
-    if first["type"] == "extra_forbidden":
-        names = _fields_at(schema, [str(part) for part in first["loc"][:-1]])
-        return f"{where}: no such key{nearest(str(first['loc'][-1]), names)}"
-    or_else = next((other for other in others if other["loc"][:-1] == first["loc"][:-1]), None)  # of a field of two kinds
-    if first["type"] == "literal_error" and or_else is None:
-        choices = [c.strip("' ") for c in first["ctx"]["expected"].replace(" or ", ",").split(",")]
-        return f"{where}: no choice {str(first['input'])!r}{nearest(str(first['input']), choices)}"
-    text = first["msg"].removeprefix("Value error, ")
-    wrong = f"{text[0].lower()}{text[1:]}" + (f", or {or_else['msg'].removeprefix('Input should be ')}" if or_else else "")
-    return f"{where}: {wrong} (got {first['input']!r})"
-
-
-_KIND = re.compile(r"constrained-\w+|literal\[.*\]|int|str")  # what pydantic calls one kind of a field of two
-
-
-def _fields_at(schema: type[BaseModel], path: Iterable[str]) -> Iterable[str]:
-    for name in path:
-        kind = schema.model_fields[name].annotation
-        if not (isinstance(kind, type) and issubclass(kind, BaseModel)):
-            return ()
-        schema = kind
-    return schema.model_fields
-
-
-def nearest(name: str, choices: Iterable[str]) -> str:
-    choices = list(choices)
-    if near := difflib.get_close_matches(name, choices, n=1):
-        return f"; did you mean {near[0]!r}?"
-    return f"; choose from {', '.join(choices)}" if choices else ""

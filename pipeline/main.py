@@ -14,10 +14,10 @@ from pipeline.arguments import parsed
 from pipeline.config import Config, dump, typed
 from pipeline.credentials import hide
 from pipeline.errors import ConfigError, Lost, PipelineError
-from pipeline.plan import check, check_size, fetched, prepared
+from pipeline.plan import check, check_places, check_size, fetched, prepared
 from pipeline.process import Process, make, measure, outcome, told
 from pipeline.runtime.console import say, say_plainly
-from pipeline.runtime.launch import StopFlag, as_trial, prepare_process, read_launch, speaks
+from pipeline.runtime.launch import StopFlag, as_trial, check_strategy, prepare_process, read_launch, speaks
 from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import of_seed, run_seeds
 from pipeline.summary import closing_words
@@ -45,7 +45,7 @@ def _answer(options: argparse.Namespace) -> int:
     if options.command == "predict":
         return _predict(options.run, options.images)
     if options.command == "report":
-        return _report(options.run)
+        return _report(_folder(options.run))
     if options.command == "compare":
         return _compare(options.runs, options.out)
     if options.command == "sweep":
@@ -66,6 +66,7 @@ def _answer(options: argparse.Namespace) -> int:
         return 0
     if options.command == "doctor":
         return _doctor(config, options.json)
+    check_places(config)
     config = fetched(config)
     if options.command == "scale":
         return _scale(config, options)
@@ -80,6 +81,8 @@ def _run(config: Config, options: argparse.Namespace) -> int:
     """Do what was asked for, as one of the processes launched for it; the exit code."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
+    if options.command not in ("prepare", "model"):  # which take no steps
+        check_strategy(config.run.strategy, launch.size)
     stop = StopFlag(config.run.time_limit)
     process = Process(launch, stop, prepare_process(config.run, launch), terminal=os.dup(2), last=contextlib.ExitStack())
     stop.waits = not launch.is_main
@@ -108,7 +111,7 @@ def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
     until = {"run": "export", "model": "prepare"}.get(options.command, options.command)
     if options.command in ("model", "lr-find"):  # which leave a run of the same name alone
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-{options.command}"})})
-    summary = make(config, until, options.force, process)
+    summary = make(config, until, options.force or "", process)
     if options.command == "model":
         leave_at_signals()
         say(_described(config))

@@ -81,7 +81,7 @@ def check(config: Config) -> Config:
         return tuple(bind(table, spec, what=f"{what}.{k}") for k, spec in enumerate(specs))
 
     data, train, run = config.data, config.train, config.run
-    return config.model_copy(
+    checked = config.model_copy(
         update={
             "data": data.model_copy(update={"source": bound(DATASETS, "data.source", data.source)}),
             "train": train.model_copy(
@@ -100,6 +100,32 @@ def check(config: Config) -> Config:
             "run": run.model_copy(update={"trackers": each(TRACKERS, "run.trackers", run.trackers)}),
         }
     )
+    _check_together(checked)
+    return checked
+
+
+def _check_together(config: Config) -> None:
+    """See that values which are good by themselves go together, as far as that can be told without the data.
+
+    Raises:
+        ConfigError: they do not.
+    """
+    data, train = config.data, config.train
+    if not data.validation and (train.patience or train.schedule.name == "plateau"):
+        what = "train.patience" if train.patience else "train.schedule: plateau"
+        raise ConfigError(f"{what} looks at the validation split, but data.validation=0; raise that")
+    if train.steps is not None:
+        return  # the epochs do not count
+    if train.warmup >= train.epochs:
+        raise ConfigError(
+            f"train.warmup: {train.warmup:g} epochs of {train.epochs:g} leave none to train; give fewer, or more train.epochs"
+        )
+    last = max(train.schedule.options.get("milestones", [0]), default=0)
+    if last >= train.epochs - train.warmup:
+        after = f", of which train.warmup takes {train.warmup:g}" if train.warmup else ""
+        raise ConfigError(
+            f"train.schedule.milestones: {last:g} never comes in {train.epochs:g} epochs{after}; give earlier ones, or more train.epochs"
+        )
 
 
 def _without_credentials(where: str, value: Any) -> None:
@@ -122,6 +148,17 @@ def fetched(config: Config) -> Config:
     return config.model_copy(update={"train": config.train.model_copy(update={"init": begin})})
 
 
+def check_places(config: Config) -> None:
+    """See that no file stands where a folder is to be.
+
+    Raises:
+        ConfigError: one does.
+    """
+    for name, place in {"run.folder": config.run.folder, "run.artifacts": config.run.artifacts}.items():
+        if wrong := next((path for path in (place, *place.parents) if path.exists() and not path.is_dir()), None):
+            raise ConfigError(f"{name}: {wrong} is a file, and a folder is needed; move it, or give another {name}")
+
+
 def check_size(config: Config, processes: int) -> None:
     """See that the global batch can be cut into a part for each process, or shard, and micro-batch.
 
@@ -140,9 +177,10 @@ def check_size(config: Config, processes: int) -> None:
     each = train.shards if elastic else processes
     parts = each * accumulate
     if train.batch_size != "all" and train.batch_size < parts:
+        who = "shards" if elastic else "process" if each == 1 else "processes"
         raise ConfigError(
             f"train.batch_size: {train.batch_size} images cannot be cut into {parts} parts "
-            f"({each} {'shards' if elastic else 'processes'}, train.accumulate={accumulate}); use {parts} or more"
+            f"({each} {who}, train.accumulate={accumulate}); use {parts} or more"
         )
 
 

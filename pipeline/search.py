@@ -21,8 +21,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
-from pipeline.config import Spec, bind, nearest, read_yaml, validated
+from pipeline.config import Spec, bind, read_yaml, validated
 from pipeline.errors import ConfigError
+from pipeline.wording import nearest
 
 METRICS = {f"validation/{name}": "maximize" for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1")}
 METRICS["validation/loss"] = "minimize"

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipeline.config import Config
+from pipeline.config import Config, TrainConfig, validated
 from pipeline.errors import ConfigError, GateError, Stopped
 from pipeline.learning.statistics import Spread, spread
 from pipeline.process import Process, make
@@ -31,6 +31,7 @@ def run_seeds(config: Config, count: int, process: Process) -> int:
         ConfigError: all of them are to be one run of W&B.
     """
     check_apart(config)
+    of_seed(config, config.train.seed + count - 1)  # the last is the first that could be none
     summaries, failures = {}, {}
     for seed in range(config.train.seed, config.train.seed + count):
         if process.stopping():
@@ -58,7 +59,12 @@ def check_apart(config: Config) -> None:
 
 
 def of_seed(config: Config, seed: int) -> Config:
-    """The same experiment with another `train.seed`, in a run folder of its own."""
+    """The same experiment with another `train.seed`, in a run folder of its own.
+
+    Raises:
+        ConfigError: it is too large.
+    """
+    validated(TrainConfig, {"seed": seed}, "train.")
     where = {"folder": together(config), "name": f"seed-{seed}"}
     return config.model_copy(
         update={"train": config.train.model_copy(update={"seed": seed}), "run": config.run.model_copy(update=where)},

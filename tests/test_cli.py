@@ -80,7 +80,8 @@ def test_the_run_folder_holds_what_a_person_opens(run: Run, tmp_path: Path) -> N
 
 
 def test_a_folder_that_cannot_be_written_is_one_line_and_1(run: Run, tmp_path: Path) -> None:
-    (tmp_path / "artifacts").write_text("a file where a folder should be")
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/prepare").write_text("a file where a folder should be")
     ended = run("run.trackers=[]")
     assert ended.code == 1
     assert "Traceback" not in ended.output

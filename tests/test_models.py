@@ -132,11 +132,6 @@ def test_width_scales_every_stage_of_a_resnet() -> None:
     assert sorted(set(convolutions)) == [8, 16, 32, 64]
 
 
-def test_a_wide_resnet_has_a_depth_of_6n_plus_4() -> None:
-    with pytest.raises(ConfigError, match=r"train\.model\.depth: .* not 17; take"):
-        on_meta("wrn_16_4", COLOUR, depth=17)
-
-
 def test_a_wide_block_projects_what_its_first_activation_gives() -> None:
     torch.manual_seed(0)
     block = build(Spec(name="wrn_16_4", options={"depth": 10, "widen": 2}), COLOUR, 7)[1].double()  # type: ignore[index]

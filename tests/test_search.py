@@ -34,13 +34,13 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
 WRONG_PARAMETERS: list[tuple[dict[str, Any], str]] = [
     ({"distribution": "beta"}, "no 'beta'; choose from constant, categorical,"),
     ({"distribution": "log_unifrom_values", "min": 1.0, "max": 2.0}, "no 'log_unifrom_values'; did you mean 'log_uniform_values'?"),
-    ({"distribution": "log_uniform_values", "min": 0.0, "max": 2.0}, "input should be greater than 0"),
+    ({"distribution": "log_uniform_values", "min": 0.0, "max": 2.0}, "min: expected a number above 0"),
     ({"distribution": "normal", "sgima": 1}, "no such key; did you mean 'sigma'?"),
-    ({"distribution": "uniform", "min": 1.0}, "max: field required"),
+    ({"distribution": "uniform", "min": 1.0}, "max: it must be given"),
     ({"min": 1, "max": 2.0}, "give value, values, or min and max as two whole numbers or two with a point"),
     ({"min": "1e-3", "max": 1.0}, "give value, values, or min and max"),
     ({"min": 2, "max": 1}, "min is above max"),
-    ({"values": []}, "values: list should have at least 1 item"),
+    ({"values": []}, "values: expected 1 or more"),
     ({"values": [1, 2], "probabilities": [1]}, "as many probabilities as values"),
     ({"parameters": {"lr": {"value": 1}}}, "nested parameters are not understood here; write train.lr.<key>"),
 ]

@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from pipeline.config import Spec
 from pipeline.errors import ConfigError
@@ -84,12 +84,18 @@ def resnet9(shape: Shape, classes: int, *, width: Count = 64, scale: Scale = 0.1
     return ResNet9(shape[0], classes, width=width, scale=scale)
 
 
-def wide_resnet(shape: Shape, classes: int, *, depth: Count = 16, widen: Count = 4, dropout: Dropout = 0.0) -> "nn.Module":
+def _of_wide_resnet(depth: int) -> int:
+    if depth < 10 or (depth - 4) % 6:
+        raise ValueError("a wide ResNet has 6n + 4 layers; take 10, 16, 22, 28 or 40")
+    return depth
+
+
+def wide_resnet(
+    shape: Shape, classes: int, *, depth: Annotated[Count, AfterValidator(_of_wide_resnet)] = 16, widen: Count = 4, dropout: Dropout = 0.0
+) -> "nn.Module":
     """WRN-depth-widen of S. Zagoruyko, N. Komodakis, "Wide residual networks", BMVC 2016; dropout between the convolutions of a block."""
     from pipeline.learning.networks import WideResNet
 
-    if depth < 10 or (depth - 4) % 6:
-        raise ConfigError(f"train.model.depth: a wide ResNet has 6n + 4 layers, not {depth}; take 10, 16, 22, 28 or 40")
     return WideResNet(shape[0], classes, blocks=(depth - 4) // 6, widen=widen, dropout=dropout)
 
 

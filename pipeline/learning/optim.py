@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, ValidationInfo
-from pydantic_core import PydanticCustomError
 
 from pipeline.errors import ConfigError
 
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 def _with_momentum(nesterov: bool, options: ValidationInfo) -> bool:
     if nesterov and not options.data.get("momentum"):
-        raise PydanticCustomError("nesterov", "needs a momentum above 0")
+        raise ValueError("needs a momentum above 0")
     return nesterov
 
 

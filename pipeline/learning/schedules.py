@@ -117,7 +117,9 @@ def plateau(
     return scale
 
 
-def ema(at: Moment, *, decay: Share = 0.999, warmup: bool = True, every: Annotated[int, Field(ge=1)] = 1) -> float | None:
+def ema(
+    at: Moment, *, decay: Annotated[float, Field(ge=0, lt=1)] = 0.999, warmup: bool = True, every: Annotated[int, Field(ge=1)] = 1
+) -> float | None:
     """An exponential average from the first step on, over every `every`-th step.
 
     With `warmup` the n-th decays by at most (1 + n) / (10 + n), so that the first weights are soon forgotten; as

@@ -92,6 +92,21 @@ def _asked_of_accelerate(command_line: Path) -> int | None:
     return None
 
 
+def check_strategy(asked: str, size: int) -> str:
+    """How so many processes train together when `run.strategy` is `asked`.
+
+    Raises:
+        ConfigError: it is for more processes, or for fewer.
+    """
+    if asked == "dp" and size > 1:
+        raise ConfigError(f"run.strategy: dp is one process with several GPUs, but {size} were started; use ddp or auto")
+    if asked in ("ddp", "fsdp") and size == 1:
+        raise ConfigError(f"run.strategy: {asked} needs several processes; start with torchrun, accelerate or srun, or use auto")
+    if asked == "auto":
+        return "ddp" if size > 1 else "single"
+    return asked
+
+
 def speaks() -> bool:
     """Whether this process, of those that make the same mistake, is the one to tell of it."""
     return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0

@@ -30,7 +30,7 @@ from pipeline.runtime import exchange, strategies
 from pipeline.runtime.console import say
 from pipeline.runtime.elastic import Reduction, in_pairs
 from pipeline.runtime.exchange import Exchange, Gradients
-from pipeline.runtime.launch import Launch, StopFlag
+from pipeline.runtime.launch import Launch, StopFlag, check_strategy
 from pipeline.runtime.recorded import RECORDERS, Recorder, Varies, to_device
 from pipeline.runtime.watch import Marks
 
@@ -64,7 +64,7 @@ class World:
         Raises:
             ConfigError: the strategy does not fit the processes, or other processes came than were launched.
         """
-        strategy = _strategy(run.strategy, launch.size)
+        strategy = check_strategy(run.strategy, launch.size)
         self.strategy = strategy if shards is None else "elastic"
         cpu = run.device == "cpu" or not (torch.cuda.is_available() or torch.backends.mps.is_available())
         logging.getLogger("accelerate").setLevel(logging.ERROR)
@@ -494,13 +494,3 @@ def fewest_parts(attempt: Callable[[int], None], count: int, parts: int, any_: C
             raise ConfigError("train.model: not even one image fits into the memory of the device; choose a smaller model or images")
         parts = min(2 * parts, count)
         say(f"train: out of memory; a batch is cut into {parts} parts")
-
-
-def _strategy(asked: str, size: int) -> str:
-    if asked == "dp" and size > 1:
-        raise ConfigError(f"run.strategy: dp is one process with several GPUs, but {size} were started; use ddp or auto")
-    if asked in ("ddp", "fsdp") and size == 1:
-        raise ConfigError(f"run.strategy: {asked} needs several processes; start with torchrun, accelerate or srun, or use auto")
-    if asked == "auto":
-        return "ddp" if size > 1 else "single"
-    return asked

@@ -22,6 +22,7 @@ from pipeline.runtime import files, job
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say
 from pipeline.runtime.folder import claimed
+from pipeline.runtime.launch import check_strategy
 from pipeline.seeds import check_apart, of_seed, together
 from pipeline.slurm.script import Script, text
 from pipeline.slurm.site import Site, read_site
@@ -66,6 +67,7 @@ def _see_that_it_can_be_shared_out(config: Config, processes: int) -> None:
     if asked not in (None, processes):
         raise ConfigError(f"run.processes: {asked}, but the job would start {processes}; leave it out, or ask for as many tasks")
     check_size(config, processes)
+    check_strategy(config.run.strategy, processes)
 
 
 def _scripts(config: Config, place: Path, seeds: Sequence[int], options: argparse.Namespace, site: Site) -> dict[str, str]:

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
-from pipeline.config import Config, Spec, nearest
+from pipeline.config import Config, Spec
 from pipeline.errors import PipelineError
 from pipeline.runtime import files, journal, manifests
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb import evaluation, file
+from pipeline.wording import nearest
 
 Mode = Literal["auto", "online", "offline", "disabled"]
 OLD_NAMES = {"run": "online", "dryrun": "offline"}  # that the client yet understands
