@@ -8,6 +8,7 @@ A choice from a table is written as its name, or as a mapping with the name and 
 """
 
 import difflib
+import functools
 import inspect
 import re
 from collections.abc import Callable, Hashable, Mapping, Sequence
@@ -332,6 +333,7 @@ def bind(table: Mapping[str, Callable[..., Any]], spec: Spec, *, what: str) -> S
     return Spec(name=spec.name, options=options.model_dump(mode="json"))
 
 
+@functools.cache
 def options_of(choice: Callable[..., Any]) -> type[Checked]:
     """The options of what a table holds, as a schema."""
     parameters = inspect.signature(choice).parameters.values()
@@ -354,7 +356,8 @@ def read_yaml(path: Path, what: str = "configuration", loader: type[yaml.SafeLoa
     except (OSError, ValueError) as error:
         if not isinstance(error, OSError):
             raise ConfigError(f"{path} is not YAML: {str(error).partition(';')[0]}") from None
-        raise ConfigError(f"cannot read the {what} {path}: {error.strerror}{_instead(path)}") from None
+        name = path if str(path).isprintable() else repr(str(path))
+        raise ConfigError(f"cannot read the {what} {name}: {error.strerror}{_instead(path)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {_place_and_problem(error)}") from None
     except RecursionError:
@@ -375,6 +378,8 @@ def _place_and_problem(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or not mark:
         return " ".join(str(error).split())
+    if problem.startswith("but "):
+        problem = f"{error.context}, {problem}"  # type: ignore[attr-defined]
     tab = "; indent with spaces" if "'\\t'" in problem else ""
     return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 HEAVY = ("torch", "torchvision", "wandb", "datasets", "matplotlib", "sklearn", "onnxruntime")
-PATIENCE = 5  # seconds for a command, after which all end
+PATIENCE = 60  # seconds for a command, after which all end
 
 Command = tuple[Sequence[str], Mapping[str, str]]  # its words, and variables of its environment
 

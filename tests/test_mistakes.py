@@ -11,9 +11,11 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
+from conftest import Run
 from mistakes import told
 from pydantic.fields import FieldInfo
 
+from pipeline.arguments import _commands, _parser
 from pipeline.config import Config, Spec, options_of, validated
 from pipeline.data.augment import AUGMENTATIONS, MIXES, VIEWS
 from pipeline.data.datasets import DATASETS
@@ -305,6 +307,342 @@ TOGETHER = {
     ("train.model=resnet18", "train.model.kernel=3"): "train.model.kernel: no such key; choose from depth, width, stem",
 }
 
+CONTENTS = {
+    "list.yaml": "- train\n- data\n",
+    "scalar.yaml": "42\n",
+    "words.yaml": "train lr 3\n",
+    "tabs.yaml": "train:\n\tlr: 0.1\n",
+    "twice.yaml": "train:\n  lr: 0.1\n  lr: 0.2\n",
+    "section_twice.yaml": "train: {lr: 1}\nrun: {name: a}\ntrain: {epochs: 3}\n",
+    "option_twice.yaml": "train: {model: {name: lenet, name: mlp}}\n",
+    "documents.yaml": "train: {lr: 1}\n---\ntrain: {lr: 2}\n",
+    "flat.yaml": "train.lr: 0.1\n",
+    "section_is_number.yaml": "train: 3\n",
+    "number_as_key.yaml": "train: {1: 2}\n",
+    "number_as_section.yaml": "1: {a: 2}\n",
+    "holds_itself.yaml": "train: &a {model: *a}\n",
+    "date.yaml": "train: {lr: 2026-01-01}\n",
+    "name_is_number.yaml": "run: {name: 3}\n",
+    "name_is_null.yaml": "run: {name: null}\n",
+    "list_for_name.yaml": "train: {model: [lenet]}\n",
+    "merge.yaml": "train: {<<: 3}\n",
+    "bytes.yaml": "train: {lr: !!binary aGk=}\n",
+    "nan.yaml": "train: {lr: .nan}\n",
+    "control.yaml": "train: {lr: \x07}\n",
+    "set.yaml": "train: !!set {a, b}\n",
+    "minutes.yaml": "train: {lr: 1:30}\n",
+    "many_digits.yaml": "train: {seed: " + "9" * 6000 + "}",
+    "deep.yaml": "[" * 1200,
+    "no_such_anchor.yaml": "train: *x\n",
+    "tag.yaml": "train: !!foo 3\n",
+    "unclosed.yaml": '{"train": {"lr": 1',
+    "quote.yaml": 'train: {loss: "x}\n',
+    "list_as_key.yaml": "? [a, b]\n: 3\n",
+    "two_colons.yaml": "train: lr: 3\n",
+    "percent.yaml": "data: {validation: 10%}\n",
+    "misspelt.yaml": "trian: {lr: 1}\n",
+    "bom.yaml": "\ufefftrain: {lr: big}\n",
+}
+
+FILES = {
+    ("bom.yaml",): "train.lr: expected a number (got 'big')",
+    ("bytes.yaml",): "train.lr: expected a number (got b'hi')",
+    ("control.yaml",): 'control.yaml is not YAML: unacceptable character #x0007: special characters are not allowed in "<unicode',
+    ("date.yaml",): "train.lr: expected a number (got '2026-01-01')",
+    ("deep.yaml",): "deep.yaml is not YAML that can be read: it is nested too deeply",
+    ("documents.yaml",): "documents.yaml is not YAML: line 2, column 1: expected a single document in the stream, but found another",
+    ("flat.yaml",): "flat.yaml: expected sections (data, train, evaluate, export, run) of key: value (got train.lr: 0.1)",
+    ("folder.yaml",): "cannot read the configuration folder.yaml: Is a directory",
+    ("holds_itself.yaml",): "train.model: expected a name, or {name: ..., option: ...} (got {'model': {...}})",
+    ("latin.yaml",): "cannot read the configuration latin.yaml: it is not UTF-8 text",
+    ("list.yaml",): 'list.yaml: expected sections (data, train, evaluate, export, run) of key: value (got ["train", "data"])',
+    ("list_as_key.yaml",): "list_as_key.yaml is not YAML: line 1, column 3: found unhashable key",
+    ("list_for_name.yaml",): 'train.model: expected a name, or {name: ..., option: ...} (got ["lenet"])',
+    ("many_digits.yaml",): "many_digits.yaml is not YAML: Exceeds the limit (4300 digits) for integer string conversion: value has 6000",
+    ("merge.yaml",): "merge.yaml is not YAML: line 1, column 13: expected a mapping or list of mappings for merging, but found",
+    ("minutes.yaml",): "train.lr: expected a number (got '1:30')",
+    ("misspelt.yaml",): "trian: no such key; did you mean 'train'?",
+    ("name_is_null.yaml",): "run.name: expected text (got null)",
+    ("name_is_number.yaml",): "run.name: expected text (got 3; in quotes, '\"3\"', it is text)",
+    ("nan.yaml",): "train.lr: expected a finite number (got NaN)",
+    ("no_such_anchor.yaml",): "no_such_anchor.yaml is not YAML: line 1, column 8: found undefined alias 'x'",
+    ("number_as_key.yaml",): "train.1: keys should be strings (got 1)",
+    ("number_as_section.yaml",): "1: keys should be strings (got 1)",
+    ("option_twice.yaml",): "option_twice.yaml is not YAML: line 1, column 30: name is there twice; keep one",
+    ("percent.yaml",): "data.validation: expected a number (got '10%'; write 0.1)",
+    ("quote.yaml",): "quote.yaml is not YAML: line 2, column 1: found unexpected end of stream",
+    ("scalar.yaml",): "scalar.yaml: expected sections (data, train, evaluate, export, run) of key: value (got 42)",
+    (
+        "section_is_number.yaml",
+    ): "section_is_number.yaml: expected sections (data, train, evaluate, export, run) of key: value (got train: 3)",
+    ("section_twice.yaml",): "section_twice.yaml is not YAML: line 3, column 1: train is there twice; keep one",
+    ("set.yaml",): "set.yaml: expected sections (data, train, evaluate, export, run) of key: value (got train: ",
+    ("tabs.yaml",): "tabs.yaml is not YAML: line 2, column 1: found character '\\t' that cannot start any token; indent with spaces",
+    ("tag.yaml",): "tag.yaml is not YAML: line 1, column 8: could not determine a constructor for the tag 'tag:yaml.org,2002:foo'",
+    ("twice.yaml",): "twice.yaml is not YAML: line 3, column 3: lr is there twice; keep one",
+    ("two_colons.yaml",): "two_colons.yaml is not YAML: line 1, column 10: mapping values are not allowed here",
+    ("unclosed.yaml",): "unclosed.yaml is not YAML: line 1, column 19: expected ',' or '}', but got '<stream end>'",
+    ("utf16.yaml",): "cannot read the configuration utf16.yaml: it is not UTF-8 text",
+    ("words.yaml",): "words.yaml: expected sections (data, train, evaluate, export, run) of key: value (got 'train lr 3')",
+    ("god.yaml",): "cannot read the configuration god.yaml: No such file or directory; did you mean 'good.yaml'?",
+    ("good",): "cannot read the configuration good: No such file or directory; did you mean 'good.yaml'?",
+    ("good.yml",): "cannot read the configuration good.yml: No such file or directory; did you mean 'good.yaml'?",
+    ("",): "cannot read the configuration .: Is a directory",
+    ("nowhere/x.yaml",): "cannot read the configuration nowhere/x.yaml: No such file or directory",
+    ("good.yaml/x",): "cannot read the configuration good.yaml/x: Not a directory; a setting is written as section.key=value",
+    ("a\nb.yaml",): "cannot read the configuration 'a\\nb.yaml': No such file or directory",
+    ("good.yaml", "mine.yaml"): "'mine.yaml': the configuration file goes first, and there is one",
+    ("train.lr=1", "good.yaml"): "'good.yaml': the configuration file goes first, and there is one",
+    ("good.yaml", "x"): "'x' is neither a configuration file nor section.key=value",
+}
+
+COMMANDS = {
+    ("run", "--nonsense"): "run: --nonsense is not understood; did you mean '--seed'?",
+    ("prepare", "--nonsense"): "prepare: --nonsense is not understood; did you mean '--seed'?",
+    ("train", "--nonsense"): "train: --nonsense is not understood; did you mean '--seed'?",
+    ("evaluate", "--nonsense"): "evaluate: --nonsense is not understood; did you mean '--seed'?",
+    ("export", "--nonsense"): "export: --nonsense is not understood; did you mean '--seed'?",
+    ("seeds", "3", "--nonsense"): "seeds: --nonsense is not understood; choose from --help, --data-dir",
+    ("lr-find", "--nonsense"): "lr-find: --nonsense is not understood; choose from --help, --data-dir",
+    ("submit", "--nonsense"): "submit: --nonsense is not understood; did you mean '--nodes'?",
+    ("bench", "--nonsense"): "bench: --nonsense is not understood; choose from --help, --data-dir, --json",
+    ("model", "--nonsense"): "model: --nonsense is not understood; choose from --help, --data-dir",
+    ("doctor", "--nonsense"): "doctor: --nonsense is not understood; choose from --help, --data-dir, --json",
+    ("scale", "--nonsense"): "scale: --nonsense is not understood; choose from --help, --data-dir, --json, --up-to, --out",
+    ("status", "--nonsense"): "status: --nonsense is not understood; did you mean '--seed'?",
+    ("config", "--nonsense"): "config: --nonsense is not understood; choose from --help, --data-dir",
+    ("sweep", "x.yaml", "--nonsense"): "sweep: --nonsense is not understood; did you mean '--seed'?",
+    ("again", "--nonsense"): "again: --nonsense is not understood; did you mean '--seed'?",
+    ("logs", "x", "--nonsense"): "logs: --nonsense is not understood; choose from --help, --follow, --rank",
+    ("cancel", "x", "--nonsense"): "cancel: --nonsense is not understood; choose from --help",
+    ("predict", "x", "y", "--nonsense"): "predict: --nonsense is not understood; choose from --help",
+    ("report", "x", "--nonsense"): "report: --nonsense is not understood; choose from --help",
+    ("compare", "x", "y", "--nonsense"): "compare: --nonsense is not understood; choose from --help, --out",
+    ("runs", "--nonsense"): "runs: --nonsense is not understood; choose from --help, --json",
+    ("board", "--nonsense"): "board: --nonsense is not understood; choose from --help, --port, --host",
+    ("seeds",): "seeds: the following arguments are required: N, CONFIG.yaml | section.key=value",
+    ("sweep",): "sweep: the following arguments are required: SWEEP.yaml, section.key=value",
+    ("logs",): "logs: the following arguments are required: RUN",
+    ("cancel",): "cancel: the following arguments are required: RUN",
+    ("predict", "x"): "predict: the following arguments are required: IMAGE",
+    ("report",): "report: the following arguments are required: RUN",
+    ("compare", "x"): "compare: give the folders of two runs or more",
+    ("run", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("prepare", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("train", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("evaluate", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("export", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("seeds", "3", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("lr-find", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("submit", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("bench", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("model", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("doctor", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("scale", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("status", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("config", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    ("again", "train.lrr=1"): "train.lrr: no such key; did you mean 'lr'?",
+    (): "the following arguments are required: COMMAND",
+    ("rnu",): "no command 'rnu'; did you mean 'run'?",
+    ("nonsense",): "no command 'nonsense'; choose from run, prepare, train, evaluate, export, seeds, lr-find, submit, bench,",
+    ("--vresion",): "the following arguments are required: COMMAND",
+    ("run", "--jsno"): "run: --jsno is not understood; did you mean '--json'?",
+    ("run", "-x"): "run: -x is not understood",
+    ("run", "--force"): "run: --force: expected one argument",
+    ("run", "--force", "tarin"): "run: --force: no stage 'tarin'; did you mean 'train'?",
+    ("run", "--seed", "x"): "run: --seed: 'x' is no whole number of 0 or more",
+    ("run", "--seed", "-1"): "run: --seed: '-1' is no whole number of 0 or more",
+    ("run", "--seed", "1.5"): "run: --seed: '1.5' is no whole number of 0 or more",
+    ("run", "--seed", "4294967296"): "train.seed: expected a number below 4294967296 (got 4294967296)",
+    ("run", "--data-dir"): "run: --data-dir: expected one argument",
+    ("run", "--json=3"): "run: --json: ignored explicit argument '3'",
+    ("config", "--json"): "config: --json is not understood; choose from --help, --data-dir",
+    ("status", "--force", "train"): "status: --force is not understood; choose from --help, --data-dir, --seed",
+    ("seeds", "0"): "seeds: N: '0' is no whole number of 1 or more",
+    ("seeds", "-1"): "seeds: N: '-1' is no whole number of 1 or more",
+    ("seeds", "x"): "seeds: N: 'x' is no whole number of 1 or more",
+    ("seeds", "1e3"): "seeds: N: '1e3' is no whole number of 1 or more",
+    ("seeds", "configs.yaml"): "seeds: N: 'configs.yaml' is no whole number of 1 or more",
+    ("scale", "--up-to", "0"): "scale: --up-to: '0' is no whole number of 1 or more",
+    ("scale", "--out"): "scale: --out: expected one argument",
+    ("scale", "train.batch_size=all"): "train.batch_size: all cannot be made larger for more processes; give a number",
+    ("runs", "none"): "none is no folder of runs; `pipeline run` makes runs, or name another",
+    ("runs", "good.yaml"): "good.yaml is no folder of runs; `pipeline run` makes runs, or name another",
+    ("runs", "a", "b"): "runs: b is not understood",
+    ("board", "none"): "none is no folder of runs; `pipeline run` makes runs, or name another",
+    ("board", "--port", "x"): "board: --port: 'x' is no port; give a number up to 65535, or 0 for any that is free",
+    ("board", "--port", "65536"): "board: --port: '65536' is no port; give a number up to 65535, or 0 for any that is free",
+    ("board", "a", "b"): "board: b is not understood",
+    ("logs", "none"): "none is no folder of a run, nor runs/none",
+    ("logs", "."): ". was not submitted; what its processes other than the main one print is in logs",
+    ("logs", ".", "--rank", "-1"): "logs: --rank: '-1' is no whole number of 0 or more",
+    ("logs", ".", "--rank", "x"): "logs: --rank: 'x' is no whole number of 0 or more",
+    ("cancel", "none"): "none is no folder of a run, nor runs/none",
+    ("cancel", "."): "nothing runs or is queued in .",
+    ("cancel", "good.yaml"): "good.yaml is no folder of a run, nor runs/good.yaml",
+    ("report", "none"): "none is no folder of a run, nor runs/none",
+    ("report", "."): ". has no evaluation to report on; `pipeline evaluate` with its configuration makes one",
+    ("report", "good.yaml"): "good.yaml is no folder of a run, nor runs/good.yaml",
+    ("predict", "none", "x.png"): "no export in none; give the folder of a finished run or of its export",
+    ("compare", "a"): "compare: give the folders of two runs or more",
+    ("compare", "a", "b"): "a is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME-seeds",
+    ("compare", ".", "."): ". is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME-seeds",
+    ("sweep", "none.yaml"): "cannot read the sweep none.yaml: No such file or directory; did you mean 'nan.yaml'?",
+    ("sweep", "good.yaml"): "good.yaml is no sweep: it has no parameters; see configs/sweep.yaml",
+    ("sweep", "list.yaml"): "list.yaml is no sweep: it has no parameters; see configs/sweep.yaml",
+    ("sweep", "folder.yaml"): "cannot read the sweep folder.yaml: Is a directory",
+    ("sweep", "good.yaml", "--count", "0"): "sweep: --count: '0' is no whole number of 1 or more",
+    ("sweep", "good.yaml", "--seed", "-1"): "sweep: --seed: '-1' is no whole number of 0 or more",
+    ("sweep", "train.lr=1"): "cannot read the sweep train.lr=1: No such file or directory; a setting is written as section.key=value",
+    (
+        "sweep",
+        "tabs.yaml",
+    ): "tabs.yaml is not YAML: line 2, column 1: found character '\\t' that cannot start any token; indent with spaces",
+    ("run", "run.strategy=DDP"): "run.strategy: no choice 'DDP'; did you mean 'ddp'?",
+}
+
+JOBS = {
+    ("submit", "--dry-run", "--nodes", "0"): "submit: --nodes: '0' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--nodes", "-1"): "submit: --nodes: '-1' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--nodes", "x"): "submit: --nodes: 'x' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--nodes", "1.5"): "submit: --nodes: '1.5' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--time", ""): "submit: time: expected a time of SLURM: minutes, hours:minutes:seconds, days-hours (got '')",
+    (
+        "submit",
+        "--dry-run",
+        "--time",
+        "4h",
+    ): "submit: time: expected a time of SLURM: minutes, hours:minutes:seconds, days-hours (got '4h')",
+    (
+        "submit",
+        "--dry-run",
+        "--time",
+        "4 hours",
+    ): "submit: time: expected a time of SLURM: minutes, hours:minutes:seconds, days-hours (got '4 hours')",
+    (
+        "submit",
+        "--dry-run",
+        "--time",
+        "1:2:3:4",
+    ): "submit: time: expected a time of SLURM: minutes, hours:minutes:seconds, days-hours (got '1:2:3:4')",
+    (
+        "submit",
+        "--dry-run",
+        "--time",
+        "-1",
+    ): "submit: time: expected a time of SLURM: minutes, hours:minutes:seconds, days-hours (got '-1')",
+    ("submit", "--dry-run", "--array", "0-4"): "submit: --array '0-4' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    (
+        "submit",
+        "--dry-run",
+        "--array",
+        "seeds=4-0",
+    ): "submit: --array 'seeds=4-0' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    ("submit", "--dry-run", "--array", "seeds=0-"): "submit: --array 'seeds=0-' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    (
+        "submit",
+        "--dry-run",
+        "--array",
+        "seeds=-1-3",
+    ): "submit: --array 'seeds=-1-3' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    (
+        "submit",
+        "--dry-run",
+        "--array",
+        "seeds=0-99999",
+    ): "submit: --array 'seeds=0-99999' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    ("submit", "--dry-run", "--array", "seed=0-4"): "submit: --array 'seed=0-4' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    (
+        "submit",
+        "--dry-run",
+        "--array",
+        "seeds=4294967290-4294967299",
+    ): "submit: --array 'seeds=4294967290-4294967299' is not seeds=FIRST-LAST, as in seeds=0-4, of 1000 at most",
+    ("submit", "--dry-run", "--tasks-per-node", "0"): "submit: --tasks-per-node: '0' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--gpus-per-node", "0"): "submit: --gpus-per-node: '0' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--gpus-per-node", "two"): "submit: --gpus-per-node: 'two' is no whole number of 1 or more",
+    ("submit", "--dry-run", "--cpus-per-task", "0"): "submit: --cpus-per-task: '0' is no whole number of 1 or more",
+    (
+        "submit",
+        "--dry-run",
+        "--gpus-per-node",
+        "2",
+        "--tasks-per-node",
+        "2",
+    ): "submit: --tasks-per-node: not allowed with argument --gpus-per-node",
+    ("submit", "--dry-run", "--partition", "a b"): "submit: partition: expected letters, digits and _ . , : / + @ = - alone (got 'a b')",
+    ("submit", "--dry-run", "--account", "a;b"): "submit: account: expected letters, digits and _ . , : / + @ = - alone (got 'a;b')",
+    (
+        "submit",
+        "--dry-run",
+        "--prepare-partition",
+        "$(id)",
+    ): "submit: partition: expected letters, digits and _ . , : / + @ = - alone (got '$(id)')",
+    ("submit", "--dry-run", "--after", "x"): "submit: --after 'x' is no job's id, as 123 or 123_4",
+    ("submit", "--dry-run", "--after"): "submit: --after: expected at least one argument",
+    ("submit", "--dry-run", "--node", "2", "--nods", "3"): "submit: --nods is not understood; did you mean '--nodes'?",
+    ("submit", "--dry-run", "run.processes=3"): "run.processes: 3, but the job would start 1; leave it out, or ask for as many tasks",
+    (
+        "submit",
+        "--dry-run",
+        "--nodes",
+        "64",
+        "--tasks-per-node",
+        "8",
+    ): "train.batch_size: 32 images cannot be cut into 512 parts (512 processes, train.accumulate=1); use 512 or more",
+    (
+        "submit",
+        "--dry-run",
+        "run.folder=a b",
+    ): "run.folder: 'a b/digits' cannot stand in a script of SLURM; use letters, digits and _ . / @ + = : , -",
+    (
+        "submit",
+        "--dry-run",
+        "run.strategy=ddp",
+    ): "run.strategy: ddp needs several processes; start with torchrun, accelerate or srun, or use auto",
+    (
+        "submit",
+        "--dry-run",
+        "run.strategy=dp",
+        "--nodes",
+        "2",
+    ): "run.strategy: dp is one process with several GPUs, but 2 were started; use ddp or auto",
+    (
+        "submit",
+        "--dry-run",
+        "train.determinism=elastic",
+        "--nodes",
+        "3",
+    ): "train.shards: 8 cannot be shared out evenly to 3 processes; start one of 1, 2, 4, 8",
+    (
+        "submit",
+        "--dry-run",
+        "run.folder=good.yaml",
+    ): "run.folder: good.yaml is a file, and a folder is needed; move it, or give another run.folder",
+}
+
+ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
+    ({"RANK": "first"}, "RANK='first' is in the environment, and no whole number"),
+    ({"WORLD_SIZE": "-1"}, "WORLD_SIZE='-1' is in the environment, and no whole number"),
+    ({"LOCAL_WORLD_SIZE": "two"}, "LOCAL_WORLD_SIZE='two' is in the environment, and no whole number"),
+    ({"WORLD_SIZE": "0"}, "RANK=0 is none of WORLD_SIZE=0 processes"),
+]
+
+WITH_DATA = [  # which is 200 images of 12x12 pixels in 4 classes
+    (2, ["train.model.kernel=50"], "train.model: lenet does not take images of 3x12x12: nothing is left after the convolution"),
+    (2, ["train.batch_size=5000"], "train.batch_size: 5000 is more than the 181 training images; use all"),
+    (2, ["train.metric=top5"], "train.metric: top5 of 4 classes is always 1; choose accuracy, or loss"),
+    (2, ["train.mean=[0.1, 0.2]"], "train.mean: 2 numbers for images of 3 channels; give 1 or 3"),
+    (2, ["train.augment=[flip, {name: crop, padding: 12}]"], "train.augment.1.padding: 12 pixels are as many as images have; give fewer"),
+    (2, ["train.steps=5", "train.warmup=3"], "train.warmup: 3 epochs are 45 steps, and the training has 5; give fewer epochs"),
+    (3, ["data.source.classes=1"], "classification needs two classes or more"),
+    (
+        3,
+        ["data.source.train=20", "data.source.classes=50"],
+        "classes without training images: class 0, class 2, class 4, class 5, class 6 and",
+    ),
+]
+
 Table = Mapping[Any, str]
 CONFIGURATIONS: dict[str, Table] = {"words": WORDS, "data and run": DATA_AND_RUN, "train": TRAIN, "together": TOGETHER}
 
@@ -316,10 +654,48 @@ def test_a_mistake_in_the_configuration_is_one_line_and_nothing_is_done(tmp_path
     assert not wrong(tmp_path, table)
 
 
-def wrong(folder: Path, table: Mapping[tuple[str, ...], str], environment: Mapping[str, str] = {}) -> list[str]:
+def test_a_file_that_is_no_configuration_is_one_line_and_nothing_is_done(tmp_path: Path) -> None:
+    for name, text in CONTENTS.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "utf16.yaml").write_bytes("train: {lr: 1}".encode("utf-16"))
+    (tmp_path / "latin.yaml").write_bytes(b"run: {name: caf\xe9}")
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "good.yaml").write_text("")
+    assert not wrong(tmp_path, {("run", *words): line for words, line in FILES.items()})
+
+
+@pytest.mark.parametrize("table", [COMMANDS, JOBS], ids=["commands", "jobs"])
+def test_a_mistake_in_a_command_is_one_line_and_nothing_is_done(tmp_path: Path, table: Mapping[tuple[str, ...], str]) -> None:
+    for name in ("list.yaml", "tabs.yaml", "nan.yaml"):
+        (tmp_path / name).write_text(CONTENTS[name])
+    (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "good.yaml").write_text("")
+    assert not wrong(tmp_path, table)
+
+
+def test_every_command_is_among_those_that_are_mistyped() -> None:
+    assert {words[0] for words in COMMANDS if words[1:]} >= {*_commands(_parser())}
+
+
+def test_an_environment_that_no_launcher_has_made_is_one_line(tmp_path: Path) -> None:
+    ended = told(tmp_path, [(("run",), environment) for environment, _ in ENVIRONMENTS])
+    for (_, line), each in zip(ENVIRONMENTS, ended, strict=True):
+        assert (each.code, each.imported, each.changed) == (2, [], [])
+        assert each.said.startswith(f"pipeline: {line}")
+
+
+@pytest.mark.parametrize(("code", "words", "line"), WITH_DATA, ids=[words[-1] for _, words, _ in WITH_DATA])
+def test_what_only_the_data_can_tell_is_refused_before_the_first_step(run: Run, code: int, words: list[str], line: str) -> None:
+    ended = run(*words, until="train")
+    assert (ended.code, ended.output.splitlines()[-1][: len(line) + 10]) == (code, f"pipeline: {line}")
+    assert "Traceback" not in ended.output
+    assert "images/s" not in ended.output
+
+
+def wrong(folder: Path, table: Mapping[tuple[str, ...], str]) -> list[str]:
     """What of the commands of `table`, typed in `folder`, does not end as it is to."""
     found = []
-    for (words, line), ended in zip(table.items(), told(folder, [(words, environment) for words in table]), strict=True):
+    for (words, line), ended in zip(table.items(), told(folder, [(words, {}) for words in table]), strict=True):
         lines = ended.said.splitlines()
         if ended.code != 2 or len(lines) != 1 or not lines[0].startswith(f"pipeline: {line}"):
             found.append(f"{words} ended with {ended.code} and said {ended.said[-500:]!r}; expected {line!r}")

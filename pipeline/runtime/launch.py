@@ -48,10 +48,12 @@ def read_launch(run: RunConfig) -> Launch:
     """
     _adopt_slurm_step()
     launch = Launch(
-        rank=int(os.environ.get("RANK", 0)),
-        size=int(os.environ.get("WORLD_SIZE", 1)),
-        local_size=int(os.environ.get("LOCAL_WORLD_SIZE", 1)),
+        rank=_number("RANK", 0),
+        size=_number("WORLD_SIZE", 1),
+        local_size=_number("LOCAL_WORLD_SIZE", 1),
     )
+    if not launch.rank < launch.size:
+        raise ConfigError(f"RANK={launch.rank} is none of WORLD_SIZE={launch.size} processes; unset both, or start with torchrun")
     asked = run.processes or _asked_of_accelerate(Path(f"/proc/{os.getppid()}/cmdline"))
     if asked not in (None, launch.size):
         raise ConfigError(
@@ -59,6 +61,13 @@ def read_launch(run: RunConfig) -> Launch:
             f"`torchrun --nproc-per-node {asked} launch/run.py` instead (`accelerate launch --cpu` starts only one)"
         )
     return launch
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, str(default))
+    if not text.isdecimal():
+        raise ConfigError(f"{name}={text!r} is in the environment, and no whole number; a launcher sets it: unset it")
+    return int(text)
 
 
 def _adopt_slurm_step() -> None:
@@ -109,7 +118,8 @@ def check_strategy(asked: str, size: int) -> str:
 
 def speaks() -> bool:
     """Whether this process, of those that make the same mistake, is the one to tell of it."""
-    return int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0
+    rank = os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or "0"
+    return rank == "0" or not rank.isdecimal()
 
 
 def as_trial(run: RunConfig) -> RunConfig:

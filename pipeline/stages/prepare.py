@@ -183,7 +183,8 @@ def _check(raw: RawDataset) -> None:
         raise DataError(f"a class has a name that is not UTF-8: {bad[0]!r}; rename its folder")
     counts = np.bincount(raw.train.labels, minlength=len(raw.classes))
     if len(raw.classes) < 2 or (counts == 0).any():
-        empty = ", ".join(raw.classes[k] for k in np.flatnonzero(counts == 0))
+        without = [raw.classes[k] for k in np.flatnonzero(counts == 0)]
+        empty = ", ".join(without[:5]) + (f" and {len(without) - 5} more" if len(without) > 5 else "")
         raise DataError(f"classes without training images: {empty}" if empty else "classification needs two classes or more")
 
 

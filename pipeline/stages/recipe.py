@@ -50,6 +50,14 @@ class Recipe:
         if not data.counts["validation"] and (config.patience or config.schedule.name == "plateau"):
             what = "train.patience" if config.patience else "train.schedule: plateau"
             raise ConfigError(f"{what} looks at the validation split, which is empty; raise data.validation")
+        if config.metric == "top5" and len(data.classes) <= 5:
+            raise ConfigError(f"train.metric: top5 of {len(data.classes)} classes is always 1; choose accuracy, or loss")
+        side = min(data.shape[1:])
+        for k, spec in enumerate(config.augment):
+            if spec.name == "crop" and spec.options["padding"] >= side:
+                raise ConfigError(
+                    f"train.augment.{k}.padding: {spec.options['padding']} pixels are as many as images have; give fewer than {side}"
+                )
         average = config.average
         return cls(
             config,
