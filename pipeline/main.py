@@ -44,6 +44,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _answer(options: argparse.Namespace) -> int:
     if options.command == "predict":
         return _predict(options.run, options.images)
+    if options.command == "publish":
+        return _publish(_folder(options.export), options.target, dry_run=options.dry_run)
     if options.command == "report":
         return _report(_folder(options.run))
     if options.command == "compare":
@@ -188,6 +190,13 @@ def _predict(run: Path, images: Sequence[Path]) -> int:
 
     for path, name, probability in predict(run, images):
         print(f"{path}: {name} {probability:.4f}")
+    return 0
+
+
+def _publish(export: Path, target: str, *, dry_run: bool) -> int:
+    from pipeline.publish import publish
+
+    publish(export, target, dry_run=dry_run)
     return 0
 
 
