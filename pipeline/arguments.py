@@ -124,10 +124,10 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command = commands.add_parser("predict", help="class and probability of images")
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
-    text = "send an export and its card to the Hugging Face Hub; nothing that is there already is sent again"
+    text = "send an export and its card to the Hugging Face Hub, or to W&B; nothing that is there already is sent again"
     command = commands.add_parser("publish", help=text, description=text)
     command.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export, or of a finished run, or its name in runs/")
-    command.add_argument("target", metavar="TARGET", help="hub:owner/name")
+    command.add_argument("target", metavar="TARGET", help="hub:owner/name or wandb:entity/project/name; a registry is a project")
     command.add_argument("--dry-run", action="store_true", help="print each file, its size and where it would go; nothing is sent or asked")
     text = "make the page of a run again, report/index.html"
     command = commands.add_parser("report", help=text, description=text)

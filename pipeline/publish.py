@@ -1,4 +1,4 @@
-"""An export where others find it: a repository of the Hub.
+"""An export where others find it: a repository of the Hub, or a registry or project of W&B.
 
 Only the files that the manifest of the export lists are sent, after each was compared with its sha256.
 """
@@ -13,6 +13,7 @@ from pipeline.errors import ConfigError, DataError
 from pipeline.runtime import files, hub, manifests
 from pipeline.runtime.console import say
 from pipeline.runtime.manifests import Manifest
+from pipeline.runtime.trackers.wandb import registry
 
 
 def publish(folder: Path, target: str, *, dry_run: bool) -> None:
@@ -77,4 +78,5 @@ def _whole(folder: Path) -> Manifest:
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 TARGETS = {
     "hub": _Kind("owner/name", rf"{_NAME}/{_NAME}", hub.address, hub.send),
+    "wandb": _Kind("entity/project/name", rf"{_NAME}/{_NAME}/{_NAME}", registry.address, registry.send),
 }

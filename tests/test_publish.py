@@ -240,8 +240,8 @@ def test_nothing_but_the_listed_files_is_sent(publish: Publish, folder: Path) ->
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["tiny", "me/tiny"], "'me/tiny' is no target; choose from hub; write hub:owner/name"),
-        (["tiny", "hubb:me/tiny"], "'hubb:me/tiny' is no target; did you mean 'hub'?; write hub:owner/name"),
+        (["tiny", "me/tiny"], "'me/tiny' is no target; choose from hub, wandb; write hub:owner/name or wandb:entity/project/name"),
+        (["tiny", "hubb:me/tiny"], "'hubb:me/tiny' is no target; did you mean 'hub'?; write hub:owner/name or wandb:entity/project/name"),
         (["tiny", "hub:tiny"], "'hub:tiny' names no place; write hub:owner/name"),
         (["tiny", "hub:me/../tiny"], "'hub:me/../tiny' names no place; write hub:owner/name"),
         (["none", TARGET], "none is no folder of a run, nor runs/none"),

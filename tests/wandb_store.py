@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ENTITY = "me"
+ORGANISATION = "us"  # which owns the registries
 Variables = Mapping[str, Any]
 Answer = dict[str, Any]
 
@@ -61,6 +62,7 @@ class Store:
         self.address = ""
         self.runs: dict[str, Run] = {}
         self.artifacts: list[Artifact] = []
+        self.links: dict[str, list[Artifact]] = {}  # project/name of a registry -> what it was linked to, in order
         self.unknown: list[str] = []  # queries that there is no answer to
 
     def put(self, name: str, files: Mapping[str, bytes], *, alias: str = "best", project: str = "pipeline") -> Artifact:
@@ -73,10 +75,11 @@ class Store:
         self.artifacts.append(made)
         return made
 
-    def find(self, name: str) -> Artifact | None:
-        """The committed artifact that `name:alias` or `name:v<n>` means."""
+    def find(self, name: str, project: str = "") -> Artifact | None:
+        """The committed artifact that `name:alias` or `name:v<n>` means, in `project` or in any."""
         name, _, alias = name.partition(":")
-        known = [a for a in self.artifacts if a.name == name and alias in (*a.aliases, f"v{a.version}") and a.state == "COMMITTED"]
+        named = [a for a in self.artifacts if a.name == name and project in ("", a.project) and a.state == "COMMITTED"]
+        known = [a for a in named if alias in (*a.aliases, f"v{a.version}")]
         return known[-1] if known else None
 
     def answer(self, query: str, variables: Variables) -> Answer:
@@ -140,13 +143,16 @@ class Store:
     def query_create_artifact(self, v: Variables) -> Answer:
         told = v["input"]
         name = told["artifactCollectionName"] if "artifactCollectionName" in told else told["artifactCollectionNames"][0]
-        version = sum(a.name == name for a in self.artifacts)
+        version = sum((a.name, a.project) == (name, told["projectName"]) for a in self.artifacts)
         aliases = [alias["alias"] for alias in told.get("aliases") or []]
         made = Artifact(
             str(len(self.artifacts)), name, told["artifactTypeName"], told["projectName"], told.get("runName") or "", version, aliases,
             _json(told.get("metadata")), told["digest"],
         )  # fmt: skip
-        known = next((a for a in self.artifacts if (a.name, a.digest, a.state) == (name, made.digest, "COMMITTED")), None)
+        known = next(
+            (a for a in self.artifacts if a.project == made.project and (a.name, a.digest, a.state) == (name, made.digest, "COMMITTED")),
+            None,
+        )
         if known is None:
             self.artifacts.append(made)
         else:
@@ -184,7 +190,7 @@ class Store:
     def _give(self, artifact: Artifact, aliases: Iterable[str]) -> None:
         """The latest that is given an alias has it, and no other of its name."""
         wanted = {*aliases, "latest"}
-        for other in (a for a in self.artifacts if a.name == artifact.name):
+        for other in (a for a in self.artifacts if (a.name, a.project) == (artifact.name, artifact.project)):
             other.aliases = [alias for alias in other.aliases if alias not in wanted]
         artifact.aliases += sorted(wanted)
 
@@ -193,10 +199,26 @@ class Store:
         self.runs[v.get("input", v)["runName"]].used.append(used)
         return {"useArtifact": {"artifact": _membership(used)["artifact"]}}
 
+    def query_fetch_org_info_from_entity(self, _: Variables) -> Answer:
+        return {"entity": {"organization": {"name": ORGANISATION, "orgEntity": {"name": ORGANISATION}}, "user": None}}
+
+    def query_link_artifact(self, v: Variables) -> Answer:
+        """The same artifact is linked to once."""
+        told = v["input"]
+        linked = self.links.setdefault(f"{told['projectName']}/{told['artifactPortfolioName']}", [])
+        made = self.artifacts[int(told["artifactID"])]
+        if made not in linked:
+            linked.append(made)
+        return {"result": {"versionIndex": linked.index(made)}}
+
     def query_artifact_membership_by_name(self, v: Variables) -> Answer:
-        found = self.find(v["name"]) if v["entity"] == ENTITY else None
-        known = found is not None and found.project == v["project"]
-        return {"project": {"artifactCollectionMembership": _membership(found) if found and known else None}}
+        if v["entity"] == ORGANISATION:
+            name, _, alias = v["name"].partition(":")
+            linked = self.links.get(f"{v['project']}/{name}", [])
+            last = len(linked) - 1 if alias == "latest" else int(alias.removeprefix("v"))
+            return {"project": {"artifactCollectionMembership": _link(linked[last], last, v["project"], name) if linked else None}}
+        found = self.find(v["name"], v["project"]) if v["entity"] == ENTITY else None
+        return {"project": {"artifactCollectionMembership": _membership(found) if found else None}}
 
     def query_artifact_by_id(self, v: Variables) -> Answer:
         return {"artifact": _membership(self.artifacts[int(v["id"])])["artifact"]}
@@ -220,8 +242,13 @@ def _md5(content: bytes) -> str:
     return base64.b64encode(hashlib.md5(content).digest()).decode()
 
 
-def _project(name: str) -> Answer:
-    return {"id": "1", "internalId": "1", "name": name, "entity": {"id": "1", "name": ENTITY}}
+def _project(name: str, entity: str = ENTITY) -> Answer:
+    return {"id": "1", "internalId": "1", "name": name, "entity": {"id": "1", "name": entity}}
+
+
+def _link(artifact: Artifact, version: int, project: str, name: str) -> Answer:
+    collection = {"__typename": "ArtifactPortfolio", "name": name, "project": _project(project, ORGANISATION)}
+    return {**_membership(artifact), "versionIndex": version, "artifactCollection": collection}
 
 
 def _membership(artifact: Artifact) -> Answer:

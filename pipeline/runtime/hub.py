@@ -5,13 +5,13 @@ import hashlib
 import importlib
 import os
 import re
-import signal
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, PipelineError
+from pipeline.runtime import within
 from pipeline.runtime.console import show_progress
 from pipeline.runtime.manifests import Manifest
 
@@ -46,7 +46,7 @@ def send(place: str, export: Path, manifest: Manifest, run: Path | None) -> str:
     del run  # the Hub knows nothing of runs
     hub = _client()
     size = sum(listed["size"] for listed in manifest.outputs.values())
-    with _within(AT_LEAST + size // PACE), _in_one_line(place), _silent():
+    with within.seconds(AT_LEAST + size // PACE), _in_one_line(place), _silent():
         api = hub.HfApi(token=_token())
         hub.ModelCard.load(export / "README.md").validate()
         api.create_repo(place, private=True, exist_ok=True)
@@ -113,22 +113,6 @@ def _silent() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
-
-
-@contextlib.contextmanager
-def _within(seconds: int) -> Iterator[None]:
-    """Raise PipelineError in the main thread if it takes longer: a service may send a byte now and then, or say when to ask again."""
-
-    def too_long(*_: object) -> None:
-        raise PipelineError(f"given up after {seconds} s; the same command goes on")
-
-    before = signal.signal(signal.SIGALRM, too_long)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 @contextlib.contextmanager

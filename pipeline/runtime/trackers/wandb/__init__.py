@@ -47,6 +47,11 @@ def service(spec: Spec) -> tuple[str, str, bool]:
     return _mode(spec.options.get("mode", "auto")), _address(), _has_key()
 
 
+def model_name(config: Config) -> str:
+    """Of the artifact that holds the weights of the run."""
+    return _name(_shown(config)[0])
+
+
 def _mode(asked: str) -> str:
     found = asked if asked != "auto" else os.environ.get("WANDB_MODE") or ("online" if _has_key() else "offline")
     found, known = OLD_NAMES.get(found, found), get_args(Mode)[1:]
@@ -135,7 +140,7 @@ class _WandB:
     def _train(self, place: Path, result: Mapping[str, Any], known: Mapping[str, Any]) -> None:
         """`best`, which was selected, and `last`."""
         facts = {**{name: result[name] for name in ("model", "shape", "precision", "steps")}, "classes": _few(result["classes"]), **known}
-        last, name = place / "last.safetensors", _name(_shown(self._config)[0])
+        last, name = place / "last.safetensors", model_name(self._config)
         best = ["best"] if last.exists() else ["best", "last"]
         self._add(name, "model", {"weights.safetensors": place / "weights.safetensors"}, {**facts, **result["selected"]}, best, used=True)
         if last.exists():

@@ -1,0 +1,156 @@
+"""An export is published whole, once, with W&B's own client, to a service on this machine."""
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY
+from processes import Ended, free_port, launch
+from tracking import settled
+from wandb_service import KEY, Service
+
+from bench.faults.unwell import Unwell
+from pipeline.runtime import files
+
+Publish = Callable[..., Ended]
+TARGET = "wandb:me/models/tiny"
+REGISTRY = "wandb:us/wandb-registry-model/tiny"
+
+
+class Listening(Service):
+    """Keeps all that it is sent, but for the header that the key is for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[bytes] = []
+
+    def meets(self, answer: Any, content: bytes) -> bool:
+        headers = "".join(f"{name}: {value}\n" for name, value in answer.headers.items() if name.lower() != "authorization")
+        self.heard += [answer.path.encode(), headers.encode(), content]
+        return False
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a finished run, runs/tiny, that no tracker was told of."""
+    folder = tmp_path_factory.mktemp("made")
+    assert launch(folder, ["run", *TINY, "train.epochs=1"]).code == 0
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    """The same, for one test."""
+    return Path(shutil.copytree(made, tmp_path / "here", symlinks=True))
+
+
+@pytest.fixture
+def publish(folder: Path) -> Publish:
+    """`publish(environment, target)`: runs/tiny; the home folder has no key in it."""
+
+    def publish(environment: Mapping[str, str], target: str = TARGET) -> Ended:
+        home = {"HOME": str(folder / "home"), "NETRC": str(folder / "home/.netrc")}
+        return launch(folder, ["publish", "tiny", target], environment={**home, **environment})
+
+    return publish
+
+
+def exported(folder: Path) -> dict[str, bytes]:
+    """All files that the manifest of the export lists."""
+    place = folder / "runs/tiny/export"
+    return {name: (place / name).read_bytes() for name in json.loads((place / files.MANIFEST).read_text())["outputs"]}
+
+
+def everything(folder: Path) -> set[Path]:
+    return {path for path in folder.rglob("*") if path.name != "output.txt"}
+
+
+def test_the_artifact_is_the_export_and_the_same_again_sends_nothing(publish: Publish, folder: Path) -> None:
+    (folder / "runs/tiny/export/.env").write_text("planted-0123456789")
+    before = everything(folder)
+    with Listening() as service:
+        ended = publish(service.environment)
+        assert (ended.code, ended.output.splitlines()[-1]) == (0, f"publish: {TARGET}, v0")
+        (made,) = service.store.artifacts
+        assert (made.name, made.kind, made.project, made.aliases, made.state) == ("tiny", "model", "models", ["latest"], "COMMITTED")
+        assert made.contents() == exported(folder)
+        assert made.metadata["fingerprint"] == (folder / "runs/tiny/export").resolve().name
+        asked, heard = len(service.asked), b"".join(service.heard)
+        again = publish(service.environment)
+        assert (again.code, again.output.splitlines()[-1]) == (0, f"publish: nothing has changed in {TARGET}")
+        assert {*service.asked[asked:]} == {"Viewer", "GetDefaultEntity", "ServerFeaturesQuery", "ArtifactMembershipByName"}
+        assert (len(service.store.artifacts), len(service.store.runs)) == (1, 1)
+        assert service.store.unknown == []
+    assert everything(folder) == before, "the client leaves nothing"
+    for word in ("planted-0123456789", KEY, str(folder)):
+        assert word.encode() not in heard
+
+
+def test_a_registry_links_to_it_once(publish: Publish, folder: Path) -> None:
+    with Service() as service:
+        ended = publish(service.environment, REGISTRY)
+        assert (ended.code, ended.output.splitlines()[-1]) == (0, f"publish: {REGISTRY}, v0")
+        again = publish(service.environment, REGISTRY)
+        assert again.output.splitlines()[-1] == f"publish: nothing has changed in {REGISTRY}"
+        (made,) = service.store.artifacts
+        assert (made.name, made.project) == ("tiny-published", "pipeline")
+        assert service.store.links == {"wandb-registry-model/tiny": [made]}
+        assert made.contents() == exported(folder)
+
+
+@pytest.mark.soak
+def test_its_origin_is_the_model_that_the_run_has_told_of(publish: Publish, folder: Path) -> None:
+    with Service() as service:
+        words = [*TINY, "train.epochs=1", "run.trackers=[wandb]"]
+        assert launch(folder, ["run", *words], environment=service.environment).code == 0
+        settled(folder)
+        ended = publish(service.environment)
+        assert ended.output.splitlines()[-1] == f"publish: {TARGET}, v0, made from me/pipeline/tiny:best"
+        made = service.store.artifacts[-1]
+        (origin,) = service.store.runs[made.run].used
+        assert (origin.name, origin.aliases) == ("tiny", ["best", "last", "latest"])
+        origin.metadata["digest"] = "of another training"
+        made.metadata["digest"] = "of another export"
+        other = publish(service.environment)
+        assert other.output.splitlines()[-1] == f"publish: {TARGET}, v0"
+
+
+def test_a_key_that_may_not_write_is_refused_and_with_another_it_goes_on(publish: Publish, folder: Path) -> None:
+    with Unwell("403", "artifact") as service:
+        refused = publish(service.environment)
+        assert (refused.code, len(refused.output.splitlines())) == (1, 6), refused.output
+        assert refused.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ArtifactSaver.createArtifact: returned error 403")
+        assert refused.output.endswith("; set WANDB_API_KEY to a key that may write there\n")
+        assert service.store.artifacts == []
+        store = service.store
+    with Service(store) as well:
+        assert publish(well.environment).code == 0
+        assert [made.contents() for made in store.artifacts] == [exported(folder)]
+        assert len(store.runs) == 1, "the second attempt is the same run"
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("moment", ["start", "artifact"])
+@pytest.mark.parametrize("fault", ["closed port", "hang", "401", "429", "500", "junk", "slow", "dying"])
+def test_whatever_the_service_does_it_ends_with_a_line_and_goes_on(publish: Publish, folder: Path, fault: str, moment: str) -> None:
+    with Unwell(fault, moment) as service:
+        failed = publish(service.environment)
+        assert (failed.code, len(failed.output.splitlines())) == (1, 6), failed.output
+        assert failed.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ")
+        store = service.store
+    with Service(store) as well:
+        assert publish(well.environment).code == 0
+        assert [made.contents() for made in store.artifacts if made.state == "COMMITTED"] == [exported(folder)]
+
+
+def test_without_a_key_it_says_where_to_put_one(publish: Publish) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    ended = publish({"WANDB_BASE_URL": address})
+    assert (ended.code, ended.output.splitlines()[-1]) == (
+        2,
+        f"pipeline: there is no key for W&B at {address}; set WANDB_API_KEY, or type `wandb login` once",
+    )
