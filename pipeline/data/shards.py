@@ -1,18 +1,21 @@
 """Prepared images on disk: Arrow streams that memory-map, and that `datasets` can read.
 
-    <split>-00000.arrow   one record batch; image: fixed-size list of uint8 [C * H * W], label: int64
+    <split>-00000.arrow                          one record batch; image: fixed-size list of uint8 [C * H * W], label: int64
+    dataset_dict.json, <split>/state.json, ...   where `datasets` looks for them; nothing of ours reads these, and no manifest has them
 
-`datasets.Dataset.from_file` opens a shard as it is, with the class names.
+`datasets.load_from_disk` opens the folder as it is, with the class names, `datasets.Dataset.from_file` a shard.
 """
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from pipeline.runtime import files
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -48,6 +51,18 @@ def _features(width: int, classes: list[str]) -> str:
     """The columns in the words of `datasets`, so that it knows the names of the classes."""
     image = {"feature": {"dtype": "uint8", "_type": "Value"}, "length": width, "_type": "List"}
     return json.dumps({"info": {"features": {"image": image, "label": {"names": classes, "_type": "ClassLabel"}}}})
+
+
+def introduce(folder: Path, shards: Mapping[str, Sequence[str]], shape: tuple[int, ...], classes: list[str]) -> None:
+    """Let `datasets.load_from_disk` find `shards`, split -> files in `folder`."""
+    info = json.loads(_features(int(np.prod(shape)), classes))["info"]
+    plain: dict[str, Any] = {"_format_type": None, "_format_kwargs": {}, "_format_columns": None, "_output_all_columns": False}
+    found = {split: [{"filename": f"../{name}"} for name in names] for split, names in shards.items() if names}
+    for split, names in found.items():
+        (folder / split).mkdir(exist_ok=True)
+        files.write_json(folder / split / "dataset_info.json", info)
+        files.write_json(folder / split / "state.json", {**plain, "_fingerprint": None, "_data_files": names, "_split": split})
+    files.write_json(folder / "dataset_dict.json", {"splits": list(found)})
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,7 @@ def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedDat
             if name == "train" and k == 0:
                 grid(images, split.labels[rows], raw.classes).save(space.dir / "samples.png")
     progress.close()
+    shards.introduce(space.dir, written, shape, raw.classes)
     mean, std = seen["train"].statistics()
     prepared = PreparedData(
         dir=space.dir,
