@@ -4,8 +4,8 @@
 
 A checkout with a `.env` and a remote that holds a token, a ~/.netrc, a configuration file, and an environment with keys and a proxy;
 in it the whole pipeline on one process and on two, W&B offline and online, a run that is interrupted and gone on with, one that fails
-with an exception that holds what it should not, and commands that have a secret in an argument. Then every file, every
-line that was printed, and every byte that the service was sent is searched.
+with an exception that holds what it should not, an export that is published, and commands that have a secret in an argument. Then
+every file, every line that was printed, and every byte that a service was sent is searched.
 """
 
 import base64
@@ -21,6 +21,7 @@ from typing import Any
 from urllib.parse import quote
 
 from conftest import TINY
+from hub_server import Hub
 from processes import launch
 from tracking import settled
 from wandb_service import Service
@@ -108,10 +109,15 @@ def lives(folder: Path, environment: Mapping[str, str], arguments: Sequence[str]
         yield go("interrupted", 75, "train", *WORDS, "run.name=cut", "train.seed=3", add=online, stop_at=10)
         yield go("gone on with", 0, "train", *WORDS, "run.name=cut", "train.seed=3", add=online)
         yield go("failing", 1, "train", *WORDS, "run.name=failing", "train.seed=4", add=online, before=fails)
+        yield go("published by W&B", 0, "publish", "online", "wandb:me/models/tiny", add=online)
         yield go("failing, 2 processes", 1, "train", *WORDS, "run.name=torn", "train.seed=5", add=online, processes=2, before=fails)
         heard = b"\n".join(service.heard)
         assert b"wandb-history" in heard, "nothing was sent"
     yield "what the service was sent", "0", [0], heard
+    with Hub() as hub:
+        yield go("published by the Hub", 0, "publish", "online", "hub:me/tiny", add={"HF_ENDPOINT": hub.address})
+        yield "what the Hub was sent", "0", [0], b"\n".join(hub.heard)
+        assert hub.repositories["me/tiny"].commits[1:], "nothing was sent"
     for command in ("status", "config"):
         yield go(command, 0, command, *WORDS)
     for argument in arguments:
