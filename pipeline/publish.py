@@ -11,7 +11,7 @@ from pathlib import Path
 from pipeline.config import nearest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime import files, hub, manifests
-from pipeline.runtime.console import say
+from pipeline.runtime.console import say, working
 from pipeline.runtime.manifests import Manifest
 from pipeline.runtime.trackers.wandb import registry
 
@@ -35,7 +35,9 @@ def publish(folder: Path, target: str, *, dry_run: bool) -> None:
     if dry_run:
         say("publish: nothing was sent; without --dry-run it is")
     else:
-        say(f"publish: {kind.send(place, export, manifest, run)}")
+        with working("publish"):
+            came = kind.send(place, export, manifest, run)
+        say(f"publish: {came}")
 
 
 @dataclass(frozen=True)

@@ -133,9 +133,7 @@ def test_a_key_that_may_not_write_is_refused_and_with_another_it_goes_on(publish
 
 
 @pytest.mark.soak
-@pytest.mark.timeout(600)
-@pytest.mark.parametrize("moment", ["start", "artifact"])
-@pytest.mark.parametrize("fault", ["closed port", "hang", "401", "429", "500", "junk", "slow", "dying"])
+@pytest.mark.parametrize(("fault", "moment"), [("closed port", "start"), ("hang", "start"), ("dying", "artifact"), ("429", "artifact")])
 def test_whatever_the_service_does_it_ends_with_a_line_and_goes_on(publish: Publish, folder: Path, fault: str, moment: str) -> None:
     with Unwell(fault, moment) as service:
         failed = publish(service.environment)

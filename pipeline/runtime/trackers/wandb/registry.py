@@ -61,7 +61,7 @@ def _sent(place: str, export: Path, manifest: Manifest, run: Path | None, folder
     import wandb
 
     entity, project, name = place.split("/")
-    config = typed([str(run / "config.yaml")]) if run else None
+    config = typed([str(run / "config.yaml")]) if run and (run / "config.yaml").is_file() else None
     linked = project.startswith(REGISTRY)
     known = {"fingerprint": export.name, "digest": manifest.digest, "seconds": manifest.seconds}
     card = (export / "README.md").read_text()
@@ -126,9 +126,7 @@ def _alone() -> Iterator[Path]:
         os.environ |= {f"WANDB_{what}_DIR": folder for what in ("CACHE", "DATA", "CONFIG")}  # there are no settings for them
         os.environ["WANDB_SILENT"] = "true"
         try:
-            wandb.setup(
-                wandb.Settings(silent=True, x_graphql_retry_max=1, x_graphql_retry_wait_max_seconds=1, x_graphql_timeout_seconds=10)
-            )
+            wandb.setup(wandb.Settings(**QUIET))
             yield Path(folder)
         finally:
             wandb.teardown(1)
