@@ -79,6 +79,6 @@ def _whole(folder: Path) -> Manifest:
 
 _NAME = r"[A-Za-z0-9](?:[\w.-]*[A-Za-z0-9_])?"
 TARGETS = {
-    "hub": _Kind("owner/name", rf"{_NAME}/{_NAME}", hub.address, hub.send),
+    "hub": _Kind("owner/name", rf"(?!.*(--|\.\.)){_NAME}/{_NAME}", hub.address, hub.send),
     "wandb": _Kind("entity/project/name", rf"{_NAME}/{_NAME}/{_NAME}", registry.address, registry.send),
 }

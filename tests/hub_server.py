@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
         found = [(function, match.groups()) for form, function in ROUTES.items() if (match := re.fullmatch(form, asked))]
         status, answer = 404, {"error": "Not Found"}
         if isinstance(trouble, int):
-            status, answer = trouble, {"error": "it is so"}
+            status, answer = trouble, {"error": "it is\n so\x1b"}
         elif found:
             (function, words), *_ = found
             with contextlib.suppress(KeyError):  # there is no such thing

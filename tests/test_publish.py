@@ -243,6 +243,7 @@ def test_nothing_but_the_listed_files_is_sent(publish: Publish, folder: Path) ->
         (["tiny", "me/tiny"], "'me/tiny' is no target; choose from hub, wandb; write hub:owner/name or wandb:entity/project/name"),
         (["tiny", "hubb:me/tiny"], "'hubb:me/tiny' is no target; did you mean 'hub'?; write hub:owner/name or wandb:entity/project/name"),
         (["tiny", "hub:tiny"], "'hub:tiny' names no place; write hub:owner/name"),
+        (["tiny", "hub:me/ti--ny"], "'hub:me/ti--ny' names no place; write hub:owner/name"),
         (["tiny", "hub:me/../tiny"], "'hub:me/../tiny' names no place; write hub:owner/name"),
         (["none", TARGET], "none is no folder of a run, nor runs/none"),
         (["runs", TARGET], "no export in {folder}/runs; give the folder of a finished run or of its export"),

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.runtime import within
+from pipeline.runtime import services
 from pipeline.runtime.console import show_progress
 from pipeline.runtime.manifests import Manifest
 
@@ -46,7 +46,7 @@ def send(place: str, export: Path, manifest: Manifest, run: Path | None) -> str:
     del run  # the Hub knows nothing of runs
     hub = _client()
     size = sum(listed["size"] for listed in manifest.outputs.values())
-    with within.seconds(AT_LEAST + size // PACE), _in_one_line(place), _silent():
+    with services.within(AT_LEAST + size // PACE), _in_one_line(place), _silent():
         api = hub.HfApi(token=_token())
         hub.ModelCard.load(export / "README.md").validate()
         api.create_repo(place, private=True, exist_ok=True)
@@ -126,8 +126,8 @@ def _in_one_line(place: str) -> Iterator[None]:
         cause = error.__cause__ if isinstance(error, RuntimeError) and error.__cause__ else error  # it wraps those of an upload
         answer = getattr(cause, "response", None)
         status = getattr(answer, "status_code", None)
-        reason = getattr(cause, "server_message", None) or re.sub(r"\s*\(Request ID.*?\)|\s*\(Amzn.*?\)", "", str(cause))
-        reason = " ".join(str(reason).split())[:200].rstrip(".") or type(cause).__name__
+        text = getattr(cause, "server_message", None) or re.sub(r"\s*\((?:Request|Amzn Trace|Amz CF) ID.*?\)", "", str(cause))
+        reason = services.reason(cause, text)
         if status is None:
             raise PipelineError(f"{address(place)}: {reason}; the same command goes on") from None
         advice = ADVICE.get(status, "the same command goes on")

@@ -10,7 +10,7 @@ from typing import Any
 
 from pipeline.config import Config, Spec, typed
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.runtime import within
+from pipeline.runtime import services
 from pipeline.runtime.manifests import Manifest
 from pipeline.runtime.trackers.wandb import SETTINGS, model_name, service
 
@@ -49,7 +49,7 @@ def send(place: str, export: Path, manifest: Manifest, run: Path | None) -> str:
     if not has_key:
         raise ConfigError(f"there is no key for W&B at {service_address}; set WANDB_API_KEY, or type `wandb login` once")
     size = sum(listed["size"] for listed in manifest.outputs.values())
-    with within.seconds(AT_LEAST + size // PACE), _in_one_line(place), _alone() as folder:
+    with services.within(AT_LEAST + size // PACE), _in_one_line(place), _alone() as folder:
         if _digest(f"{place}:latest") == manifest.digest:
             return f"nothing has changed in {address(place)}"
         version, origin = _sent(place, export, manifest, run, folder)
@@ -142,7 +142,7 @@ def _in_one_line(place: str) -> Iterator[None]:
     except (PipelineError, ConfigError):
         raise
     except Exception as error:
-        reason = re.sub(r"\s*\(<Response.*?>\)", "", " ".join(str(error).split()))[:300].rstrip(". ") or type(error).__name__
+        reason = services.reason(error)
         refused = re.search(r"\b(401|403|Unauthorized|Forbidden|permission denied)\b", reason)
         advice = "set WANDB_API_KEY to a key that may write there" if refused else "the same command goes on"
         raise PipelineError(f"{address(place)}: {reason}; {advice}") from None
