@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
-from hub_server import TOKEN, Hub
+from hub_server import TOKEN, Hub, Repository
 from processes import Ended, free_port, launch
 
 from pipeline.runtime import files
@@ -208,21 +208,19 @@ def test_a_card_that_the_hub_does_not_understand_makes_no_repository(publish: Pu
 
 def test_a_file_that_the_repository_ignores_is_told(publish: Publish) -> None:
     with Hub() as hub:
-        publish(hub)
-        hub.repositories["me/tiny"].files.pop("model.onnx")
-        hub.repositories["me/tiny"].ignored = ("model.onnx",)
+        hub.repositories["me/tiny"] = Repository(private=True, ignored=("model.onnx",))
         ended = publish(hub)
         assert ended.code == 1
         assert "does not hold model.onnx as it was sent; is it in its .gitignore?" in ended.output
 
 
-def test_files_of_others_stay_and_are_named(publish: Publish) -> None:
+def test_a_repository_that_is_there_stays_public_and_files_of_others_stay_and_are_named(publish: Publish) -> None:
     with Hub() as hub:
-        publish(hub)
-        hub.repositories["me/tiny"].files["model.pt2"] = b"of an earlier export"
+        there = hub.repositories["me/tiny"] = Repository(private=False, files={"model.pt2": b"of an earlier export"})
         ended = publish(hub)
         assert ended.output.endswith("; it also holds model.pt2\n")
-        assert "model.pt2" in hub.repositories["me/tiny"].files
+        assert there.files["model.pt2"] == b"of an earlier export"
+        assert not there.private
 
 
 def test_nothing_but_the_listed_files_is_sent(publish: Publish, folder: Path) -> None:
