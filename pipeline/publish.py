@@ -8,12 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipeline.config import nearest
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime import files, hub, manifests
 from pipeline.runtime.console import say, working
 from pipeline.runtime.manifests import Manifest
 from pipeline.runtime.trackers.wandb import registry
+from pipeline.wording import nearest
 
 
 def publish(folder: Path, target: str, *, dry_run: bool) -> None:
