@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.data import formats
-from pipeline.data.download import download, file_md5
+from pipeline.data.download import Published, download, file_md5
 from pipeline.data.raw import RawDataset, RawSplit, Source
 from pipeline.errors import DataError
 
@@ -16,6 +16,12 @@ MNIST_FILES = {  # name: md5 of the .gz, md5 of what is in it; as torchvision ha
     "train-labels-idx1-ubyte": ("d53e105ee54ea40749a09fcbcd1e9432", "a25bea736e30d166cdddb491f175f624"),
     "t10k-images-idx3-ubyte": ("9fb629c4189551a2d022fa330f9573f3", "2646ac647ad5339dbf082846283269ea"),
     "t10k-labels-idx1-ubyte": ("ec29112dd5afa0611ce80d1b7f02629c", "27ae3e4e09519cfbb04c329615203637"),
+}
+MNIST_PUBLISHED = {
+    "train-images-idx3-ubyte.gz": Published(9_912_422, "440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609"),
+    "train-labels-idx1-ubyte.gz": Published(28_881, "3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c"),
+    "t10k-images-idx3-ubyte.gz": Published(1_648_877, "8d422c7b0a1c1c79245a5bcf07fe86e33eeafee792b84584aec276f5a2dbc4e6"),
+    "t10k-labels-idx1-ubyte.gz": Published(4_542, "f7ae60f92e00ec6debd23a6088c31dbd2371eca3ffa0defaefb259924204aec6"),
 }
 
 
@@ -30,9 +36,8 @@ def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
         digests[name] = "official" if digest in official else digest
 
     def load() -> RawDataset:
-        for name, (gz, _) in MNIST_FILES.items():
-            if not _idx(place, name):
-                download(place / f"{name}.gz", [f"{m.rstrip('/')}/{name}.gz" for m in mirrors], gz)
+        if lacking := [f"{name}.gz" for name in MNIST_FILES if not _idx(place, name)]:
+            download(place, {name: MNIST_PUBLISHED[name] for name in lacking}, mirrors)
         arrays = {name: formats.read_idx(_idx(place, name) or place) for name in MNIST_FILES}
         return RawDataset(_mnist_split(arrays, "train"), _mnist_split(arrays, "t10k"), [str(k) for k in range(10)], _altered(digests))
 
@@ -56,6 +61,7 @@ CIFAR10_TARS = {  # name: md5; as the data set's page has them
     "cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a",
     "cifar-10-binary.tar.gz": "c32a1d4ab5d03f1284b67883e8d87530",
 }
+CIFAR10_PUBLISHED = Published(170_498_071, "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce")  # the first, as Keras has it
 CIFAR10_FILES = {  # name: md5; as torchvision has them
     "data_batch_1": "c99cafc152244af753f735de768cd75f",
     "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
@@ -84,7 +90,7 @@ def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source
 
     def load() -> RawDataset:
         if tar is not None and not tar.is_file():
-            download(tar, [f"{m.rstrip('/')}/{tar.name}" for m in mirrors], CIFAR10_TARS[tar.name])
+            download(tar.parent, {tar.name: CIFAR10_PUBLISHED}, mirrors)
         contents = formats.read_members(tar, names) if tar else _contents(folder or root, names)
         missing = [name for name in names if name not in contents]
         if missing:

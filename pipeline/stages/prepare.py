@@ -33,7 +33,9 @@ CHUNK = 32  # of them by one process
 
 
 def prepare(config: DataConfig, files: RawData, space: Workspace) -> PreparedData:
+    space.stop.waits = True  # for a server, perhaps, or for another process that downloads; a part that is there already is kept
     raw = files.source.load()
+    space.stop.waits = False
     _check(raw)
     chosen = stratified(raw.train.labels, config.validation, config.seed)
     splits = {
