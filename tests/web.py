@@ -45,6 +45,15 @@ class Answer(BaseHTTPRequestHandler):
     server: Web
 
     def do_GET(self) -> None:
+        self.answer()
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_POST(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
         self.server.asked.append((self.path, self.headers.get("Range")))
         ways = self.server.ways.get(self.path, [])
         content = self.server.files.get(self.path)

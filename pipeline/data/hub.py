@@ -1,20 +1,27 @@
 """Data sets of the Hugging Face Hub, and local Parquet and Arrow files, through `datasets`."""
 
-from collections.abc import Sequence
+import hashlib
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.data import download
 from pipeline.data.raw import RawDataset, RawSplit, Source
 from pipeline.errors import DataError
+from pipeline.runtime import files
+from pipeline.runtime.console import say, show_progress
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from huggingface_hub import RepoFile
 
 
 FORMATS = ("parquet", "arrow")
+T = TypeVar("T")
 
 
 def source(path: str, revision: str, splits: tuple[str, str], image: str, label: str) -> Source:
@@ -26,7 +33,7 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
     def load() -> RawDataset:
         if not found and (local.is_dir() or local.is_absolute()):
             raise DataError(f"no Parquet or Arrow files in {path}; set data.root or data.source.path")
-        parts = [_open(path, revision, found, name) for name in splits]
+        parts = [_open(path, found, name) for name in splits] if found else _from_hub(path, revision, splits)
         columns = _columns(parts[0], image, label)
         classes = _classes(parts[0], columns[1])
         train, test = (RawSplit(_Images(part, columns[0]), _labels(part, columns[1], classes)) for part in parts)
@@ -36,23 +43,90 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
     return Source(identity, load, "" if found else gone)
 
 
-def _open(path: str, revision: str, found: Sequence[Path], split: str) -> "Dataset":
+def _from_hub(path: str, revision: str, splits: Sequence[str]) -> "list[Dataset]":
+    """The splits of a data set of the Hub, by way of the library's cache; nothing in its repository is executed."""
+    import datasets
+    from huggingface_hub.utils.tqdm import disable_progress_bars
+
+    datasets.disable_progress_bars()
+    disable_progress_bars()
+    try:
+        builder = _patiently(lambda: datasets.load_dataset_builder(path, revision=revision))
+        if not Path(builder.cache_dir).exists():  # where what has been read before is kept
+            _fetch(path, [url for urls in builder.config.data_files.values() for url in urls])
+            builder.download_and_prepare()
+        return [builder.as_dataset(split=split) for split in splits]
+    except DataError:
+        raise
+    except Exception as error:  # the library raises whatever its transport does
+        if isinstance(error, OSError) and error.errno in files.TROUBLES:  # of our disk
+            raise
+        raise DataError(
+            f"cannot load {path!r} from the Hub, splits {' and '.join(splits)}: {' '.join(str(error).split())}; where it can be reached, "
+            f"`hf download {path} --repo-type dataset --local-dir FOLDER` fetches the files: set data.source.path to their folder"
+        ) from None
+
+
+def _fetch(path: str, urls: Sequence[str]) -> None:
+    """Have all files of the repository that are to be read in the library's cache, each as the Hub says it is.
+
+    `hf_hub_download` resumes, and looks at sizes; at what is in a file it does not look (huggingface_hub 2.4).
+    """
+    from huggingface_hub import HfApi, RepoFile, hf_hub_download
+
+    prefix = f"hf://datasets/{path}@"
+    if strange := [url for url in urls if not url.startswith(prefix)]:
+        raise DataError(f"{path!r} has data outside of its repository, {strange[0]}; such are not read")
+    commit = urls[0].removeprefix(prefix).partition("/")[0]
+    names = [url.removeprefix(f"{prefix}{commit}/") for url in urls]
+    asked = _patiently(lambda: HfApi().get_paths_info(path, names, repo_type="dataset", revision=commit))
+    listed = [file for file in asked if isinstance(file, RepoFile)]
+    if absent := set(names) - {file.path for file in listed}:
+        raise DataError(f"the Hub does not list {', '.join(sorted(absent))} of {path!r}")
+    total = sum(file.size for file in listed)
+    say(f"downloading {path} at {commit[:12]}: {len(listed)} files, {total:,} bytes")
+    progress = show_progress(path, total=total, units="bytes")
+    for file in listed:
+        got = _patiently(lambda name=file.path: hf_hub_download(path, name, repo_type="dataset", revision=commit))  # type: ignore[misc]
+        if not _is_as_listed(Path(got), file):
+            place = Path(got).resolve()
+            raise DataError(f"{file.path} of {path!r} is not what the Hub says it is, by its digest; delete {place} and run again")
+        progress.step(file.size)
+    progress.close()
+
+
+def _is_as_listed(file: Path, listed: "RepoFile") -> bool:
+    """By sha256 if it is a large file of git's, else by git's own digest of a file."""
+    with file.open("rb") as f:
+        if listed.lfs is not None:
+            return hashlib.file_digest(f, "sha256").hexdigest() == listed.lfs.sha256
+        content = f.read()
+    return hashlib.sha1(b"blob %d\0%b" % (len(content), content), usedforsecurity=False).hexdigest() == listed.blob_id
+
+
+def _patiently(ask: Callable[[], T]) -> T:
+    """Ask again, twice, where the Hub has a trouble that may pass."""
+    for pause in download.PAUSES:
+        try:
+            return ask()
+        except Exception as error:
+            if getattr(getattr(error, "response", None), "status_code", 0) not in download.PASSING:
+                raise
+        time.sleep(pause)
+    return ask()
+
+
+def _open(path: str, found: Sequence[Path], split: str) -> "Dataset":
     import datasets
 
     datasets.disable_progress_bars()
-    if not found:
-        try:
-            opened = datasets.load_dataset(path, split=split, revision=revision)
-        except Exception as error:  # the library raises whatever its transport does
-            raise DataError(f"cannot load {path!r} from the Hub, split {split!r}: {' '.join(str(error).split())}") from None
-        return opened
-    files = [str(p) for p in found if p.stem.split("-")[0] == split or p.parent.name == split]
-    if not files:
+    paths = [str(p) for p in found if p.stem.split("-")[0] == split or p.parent.name == split]
+    if not paths:
         raise DataError(f"no files for the split {split!r} in {path}: expected {split}-*.parquet, {split}.arrow or {split}/*")
-    suffix = Path(files[0]).suffix[1:]
+    suffix = Path(paths[0]).suffix[1:]
     if suffix == "arrow":
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(f) for f in files])
-    return datasets.Dataset.from_parquet(files, keep_in_memory=True)
+        return datasets.concatenate_datasets([datasets.Dataset.from_file(p) for p in paths])
+    return datasets.Dataset.from_parquet(paths, keep_in_memory=True)
 
 
 def _columns(part: "Dataset", image: str, label: str) -> tuple[str, str]:
