@@ -4,25 +4,32 @@
 
 A checkout with a `.env` and a remote that holds a token, a ~/.netrc, a configuration file, and an environment with keys and a proxy;
 in it the whole pipeline on one process and on two, W&B offline and online, a run that is interrupted and gone on with, one that fails
-with an exception that holds what it should not, an export that is published, and commands that have a secret in an argument. Then
-every file, every line that was printed, and every byte that a service was sent is searched.
+with an exception that holds what it should not, an export that is published, commands that have a secret in an argument, jobs that are
+submitted, and the doctor, the reports and the board. Then every file, every line that was printed, every byte that a service was sent,
+all that the board gives out, and the command line of every process that was started is searched.
 """
 
 import base64
+import contextlib
+import http.client
+import json
 import os
 import secrets
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from cluster import until
 from conftest import TINY
 from hub_server import Hub
-from processes import launch
+from processes import begin, free_port, launch
 from tracking import settled
 from wandb_service import Service
 
@@ -58,6 +65,14 @@ ARGUMENTS = {
 }
 
 
+# SLURM's clients, as far as `pipeline submit` asks them: what they are given is kept
+CLIENT = """#!/bin/sh
+echo "$0 $*" >> slurm.log
+case "$0 $1" in */sbatch\\ --parsable) echo 17 ;; esac
+"""
+CLIENTS = ("sbatch", "scontrol", "squeue", "scancel")
+
+
 class Listening(Service):
     """Keeps all that it is sent, but for the header that the key is for."""
 
@@ -84,8 +99,12 @@ def plant(folder: Path) -> tuple[list[Secret], dict[str, str], list[str]]:
         subprocess.run(["git", *words], cwd=folder, check=True, capture_output=True)
     commit = ["-c", "user.name=me", "-c", "user.email=me@localhost", "commit", "--allow-empty", "-m", "begin"]
     subprocess.run(["git", *commit], cwd=folder, check=True, capture_output=True)
+    (folder / "bin").mkdir()
+    for client in CLIENTS:
+        (folder / "bin" / client).write_text(CLIENT)
+        (folder / "bin" / client).chmod(0o755)
     environment = {name: form.format(found[name].value) for name, form in VARIABLES.items()}
-    environment |= {"HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1"}
+    environment |= {"HOME": str(folder / "home"), "NO_PROXY": "127.0.0.1", "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
     return list(found.values()), environment, [form.format(found[where].value) for where, form in ARGUMENTS.items()]
 
 
@@ -120,9 +139,66 @@ def lives(folder: Path, environment: Mapping[str, str], arguments: Sequence[str]
         assert hub.repositories["me/tiny"].commits[1:], "nothing was sent"
     for command in ("status", "config"):
         yield go(command, 0, command, *WORDS)
+    job = [*WORDS, "run.name=job", "--array", "seeds=0-1", "--prepare-partition", "cpu"]
+    yield go("submit --dry-run", 0, "submit", *job, "--dry-run")
+    yield go("submit", 0, "submit", *job)
+    yield go("doctor", 0, "doctor", *WORDS, "--json", add=offline)
+    yield go("report", 0, "report", "runs/tiny")
+    yield go("compare", 0, "compare", "runs/tiny", "runs/two")
+    yield go("runs", 0, "runs", "--json")
+    yield "what the board gives out", "0", [0], board(folder, environment)
     for argument in arguments:
         yield go(f"refused: {argument.partition('=')[0]}", 2, "run", *WORDS, argument)
     yield go("refused: signed.yaml", 2, "run", "signed.yaml", *WORDS)
+
+
+def board(folder: Path, environment: Mapping[str, str]) -> bytes:
+    """All that a browser may ask it for, and what it prints."""
+    port = free_port()
+    output = folder / "output.txt"
+    output.unlink()
+    (process,) = begin(folder, ["board", "--port", str(port)], environment=environment)
+    until(lambda: "http://" in output.read_text() if output.exists() else False, 60, lambda: "no board")
+
+    def given(path: str) -> bytes:
+        with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=60)) as connection:
+            connection.request("GET", path)
+            return connection.getresponse().read()
+
+    runs = given("/api/runs")
+    names = [run["name"] for run in json.loads(runs)["runs"]]
+    paths = ["/", "/page.js", *(path for name in names for path in _of_a_run(quote(name, safe="")))]
+    found = b"\n".join([runs, *map(given, paths)])
+    assert b"train.lr" in found, "no run is shown"
+    assert process.pid
+    os.kill(process.pid, signal.SIGINT)
+    process.join()
+    return found + output.read_bytes()
+
+
+def _of_a_run(name: str) -> list[str]:
+    return [f"/api/curves?run={name}&x=step", f"/files/{name}/metrics.jsonl", f"/files/{name}/report/index.html"]
+
+
+@contextlib.contextmanager
+def command_lines() -> Iterator[set[bytes]]:
+    """Those of all processes of this machine that were seen meanwhile."""
+    seen: set[bytes] = set()
+    ended = threading.Event()
+
+    def look() -> None:
+        while not ended.wait(0.01):
+            for place in Path("/proc").glob("[0-9]*/cmdline"):
+                with contextlib.suppress(OSError):
+                    seen.add(place.read_bytes())
+
+    looking = threading.Thread(target=look)
+    looking.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        looking.join()
 
 
 def fails(rank: int) -> None:
@@ -141,9 +217,13 @@ def campaign() -> Iterator[tuple[Secret, Sequence[str], int]]:
         folder = Path(name) / "checkout"
         planted, environment, arguments = plant(folder)
         searched: dict[str, bytes] = {}
-        for what, expected, codes, printed in lives(folder, environment, arguments):
-            assert {str(code) for code in codes} == {expected}, f"{what}: {codes}\n{printed.decode(errors='replace')[-2000:]}"
-            searched[f"printed, {what}"] = printed
+        with command_lines() as started:
+            for what, expected, codes, printed in lives(folder, environment, arguments):
+                assert {str(code) for code in codes} == {expected}, f"{what}: {codes}\n{printed.decode(errors='replace')[-2000:]}"
+                searched[f"printed, {what}"] = printed
+        searched["command lines"] = b"\n".join(started)
+        assert b"wandb" in searched["command lines"], "no process was seen"
+        assert "sbatch --parsable" in (folder / "slurm.log").read_text(), "nothing was submitted"
         ours = [path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()]
         searched |= {str(path.relative_to(folder)): path.read_bytes() for path in ours}
         for each in PLANTED:
