@@ -230,6 +230,7 @@ def write(tensors: Weights, path: Path) -> None:
     """
     try:
         save_file(tensors, path)
+        path.chmod(path.parent.stat().st_mode & 0o666)  # the library lets nobody else read it (safetensors 0.8), whatever the umask
     except SafetensorError as error:
         if found := re.search(r"\(os error (\d+)\)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1])), str(path)) from None
