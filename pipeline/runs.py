@@ -168,7 +168,7 @@ def flat(tree: Mapping[str, Any], above: str = "") -> dict[str, str]:
 @functools.lru_cache(4096)
 def _parsed(path: Path, _: int) -> dict[str, Any]:
     try:
-        tree = yaml.load(path.read_bytes(), YAML)  # noqa: S506 (a SafeLoader)
+        tree = yaml.load(files.read(path), YAML)  # noqa: S506 (a SafeLoader)
     except (yaml.YAMLError, RecursionError):
         raise ValueError("its config.yaml is not YAML") from None
     if not isinstance(tree, dict):

@@ -126,3 +126,20 @@ def test_a_line_that_was_cut_short_does_not_count(tmp_path: Path) -> None:
 def test_a_manifest_of_another_program_is_none_of_ours(tmp_path: Path) -> None:
     (tmp_path / files.MANIFEST).write_text('{"name": "an app"}')
     assert files.read_manifest(tmp_path) == (None, "")
+
+
+def test_what_would_keep_its_reader_waiting_or_has_no_end_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(files.LARGEST + 1)
+    (tmp_path / "deep").write_text("[" * 100_000)
+    for place in ("pipe", "large", "deep"):
+        assert files.read_json(tmp_path / place) is None
+    assert files.read_json(Path("/dev/zero")) is None
+    assert "no regular file" in files.damage(tmp_path, {"pipe": {"size": 0, "sha256": ""}})
+
+
+@pytest.mark.parametrize("name", ["../secret", "/dev/zero"])
+def test_a_manifest_lists_files_of_its_folder_alone(tmp_path: Path, name: str) -> None:
+    files.write_manifest(tmp_path, {"outputs": {name: {"size": 0, "sha256": ""}}})
+    assert files.read_manifest(tmp_path) == (None, "manifest.json lists what is no file of the folder")

@@ -20,6 +20,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
@@ -28,6 +29,7 @@ from pipeline.runtime import files
 
 BEAT, STALE = 3.0, 30.0  # seconds between signs of life, and without one until it counts as gone
 OWNER, LEFT = "owner.json", "left.json"
+LONGEST = 1 << 16  # bytes of them
 
 
 @dataclass(frozen=True)
@@ -192,11 +194,11 @@ def _holder(place: Path | None, mine: Owner, *, now: float) -> Owner | None:
     if place is None:
         return None
     try:
-        with (place / OWNER).open() as file:  # opened, since what NFS remembers of a file that is not may be old
-            owner = Owner(**json.load(file))
+        with files.opened(place / OWNER) as file:  # opened, since what NFS remembers of a file that is not may be old
+            owner = Owner(**json.loads(file.read(LONGEST)))
             age = now - os.fstat(file.fileno()).st_mtime
             gone = age > STALE or mine.follows(owner) or (owner.kernel == mine.kernel and _is_free(file))
-    except (FileNotFoundError, ValueError, TypeError):  # it has left; or a power cut has left the file empty
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):  # it has left; or a power cut has left the file empty
         return None
     return None if gone else owner
 
@@ -208,7 +210,7 @@ def _kernel() -> str:
         return socket.gethostname()
 
 
-def _is_free(file: TextIO) -> bool:
+def _is_free(file: BufferedReader) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except OSError:
@@ -218,7 +220,10 @@ def _is_free(file: TextIO) -> bool:
 
 def _read(place: Path | None) -> Owner | None:
     found = place and (files.read_json(place / OWNER) or files.read_json(place / LEFT))
-    return Owner(**found) if found else None
+    try:
+        return Owner(**found) if found else None
+    except TypeError:  # it is none of ours
+        return None
 
 
 def _numbered(path: Path, kind: str) -> list[Path]:

@@ -14,10 +14,11 @@ import hashlib
 import json
 import os
 import shutil
+import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import BufferedReader
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from xxhash import xxh3_128
@@ -28,6 +29,7 @@ TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE)  #
 
 Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex, "xxh3_128": hex}; older ones lack the last
 BLOCK = 1 << 18  # bytes that are read at once
+LARGEST = 16 << 20  # bytes of a file that is read to be parsed: JSON may take twenty times as many in memory
 
 
 @contextlib.contextmanager
@@ -66,11 +68,37 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
+def opened(path: Path) -> BufferedReader:
+    """The regular file `path`, to be read: a pipe would keep its reader waiting, a device may have no end.
+
+    Raises:
+        OSError: it is none, or cannot be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+        return os.fdopen(descriptor, "rb")
+    os.close(descriptor)
+    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+
+
+def read(path: Path, most: int = LARGEST) -> bytes:
+    """All of the regular file `path`.
+
+    Raises:
+        OSError: it is none, cannot be read, or has more than `most` bytes.
+    """
+    with opened(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
+    return content
+
+
 def read_json(path: Path) -> Any:
     """The value in `path`, or None if the file is absent or is not JSON."""
     try:
-        return json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return json.loads(read(path))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
@@ -83,20 +111,34 @@ def read_manifest(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """The values of the manifest in `folder`, or None; and what is wrong with it: nothing, if it is but absent."""
     content = b""
     try:
-        content = (folder / MANIFEST).read_bytes()
+        content = read(folder / MANIFEST)
         values = json.loads(content)
     except (FileNotFoundError, NotADirectoryError):
         return None, ""
     except OSError as error:
         return None, f"{MANIFEST}: {error.strerror}"
-    except ValueError:
+    except (ValueError, RecursionError):
         values = None
     if isinstance(values, dict) and not values.keys() & {"sha256", "outputs"}:  # somebody else's
         return None, ""
     as_written = _json(values).encode() == content  # white space, too, which would say that something is wrong with the disk
     if not isinstance(values, dict) or values.pop("sha256", "") != _digest(values) or not as_written:
         return None, f"{MANIFEST} has changed"
+    if not _is_listing(values.get("outputs")):
+        return None, f"{MANIFEST} lists what is no file of the folder"
     return values, ""
+
+
+def _is_listing(outputs: Any) -> bool:
+    """Whether it is one of `Outputs`, of files that are in the folder or below."""
+    return isinstance(outputs, dict) and all(
+        isinstance(listed, dict)
+        and type(listed.get("size")) is int
+        and isinstance(listed.get("sha256"), str)
+        and not PurePosixPath(name).is_absolute()
+        and ".." not in PurePosixPath(name).parts
+        for name, listed in outputs.items()
+    )
 
 
 def _manifest(values: Mapping[str, Any]) -> str:
@@ -163,7 +205,7 @@ def damage(folder: Path, outputs: Mapping[str, Mapping[str, Any]]) -> str:
 
     def check(name: str) -> str:
         try:
-            with (folder / name).open("rb") as f:
+            with opened(folder / name) as f:
                 if os.fstat(f.fileno()).st_size != outputs[name]["size"]:
                     return f"{name} has the wrong size"
                 if not _is_as_listed(f, outputs[name]):
@@ -185,8 +227,8 @@ def _is_as_listed(file: BufferedReader, listed: Mapping[str, Any]) -> bool:
 def begins_with(path: Path, start: Mapping[str, Any]) -> bool:
     """Whether the first `size` bytes of `path` have the digest that `start` says."""
     try:
-        with path.open("rb") as f:
-            content = f.read(start["size"])
+        with opened(path) as f:
+            content = f.read(min(start["size"], os.fstat(f.fileno()).st_size))
     except OSError:
         content = b""
     return len(content) == start["size"] and bool(hashlib.sha256(content).hexdigest() == start["sha256"])

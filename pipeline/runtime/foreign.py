@@ -47,7 +47,7 @@ def json_in(path: Path) -> dict[str, Any]:
 def tail(path: Path, size: int) -> list[dict[str, Any]]:
     """The whole lines among the last `size` bytes of a journal."""
     try:
-        with path.open("rb") as file:
+        with files.opened(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             content = file.read(size)

@@ -3,6 +3,7 @@
 runs/<name>/job.json   {"jobs": ["123", "124"], "typed": "pipeline submit ...", "at": ...}   in the order in which they run
 """
 
+import re
 import subprocess
 import time
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 
 from pipeline.errors import PipelineError
 from pipeline.runtime import files
+from pipeline.runtime.foreign import json_in
 
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 FIELDS = {"JobArrayID": 60, "State": 20, "RestartCnt": 12, "exit_code": 12, "Reason": 80, "NodeList": 4000}  # of `squeue`, and how wide
@@ -63,8 +65,8 @@ def note(folder: Path, jobs: Sequence[str], typed: str, *, aside: Path) -> None:
 
 def noted(folder: Path) -> list[str]:
     """The jobs of the run in `folder`, in the order in which they run; none if it was not submitted."""
-    found = files.read_json(folder / "job.json")
-    return [str(job) for job in found["jobs"]] if isinstance(found, dict) else []
+    jobs = json_in(folder / "job.json").get("jobs")
+    return [job for job in jobs if isinstance(job, str) and re.fullmatch(r"[0-9_]+", job)] if isinstance(jobs, list) else []
 
 
 def tasks(folder: Path) -> list[Task]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from pipeline.runtime import files
 
+LONGEST = 1 << 20  # bytes of a line, which has some hundreds
 SHOWN = 0.1  # seconds after which a line is in the file, if another comes: one for each step of a small net would cost a tenth of it
 
 
@@ -57,18 +58,19 @@ class Journal:
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal; a last one cut short does not count."""
     try:
-        content = path.read_bytes()
+        file = files.opened(path)
     except FileNotFoundError:
         return []
     lines = []
-    for text in content.splitlines(keepends=True):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            break
-        if not isinstance(line, dict) or "step" not in line or text != _line(line):
-            break
-        lines.append(line)
+    with file:
+        while text := file.readline(LONGEST):
+            try:
+                line = json.loads(text)
+                if not isinstance(line, dict) or type(line.get("step")) is not int or text != _line(line):
+                    break
+            except (ValueError, RecursionError):
+                break
+            lines.append(line)
     return lines
 
 

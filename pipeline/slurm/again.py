@@ -8,6 +8,7 @@ from pathlib import Path
 from pipeline.arguments import STAGES
 from pipeline.runtime import files
 from pipeline.runtime.claims import Owner, holder
+from pipeline.runtime.foreign import json_in, whole
 
 LIVES, IDLE = 100, 2
 
@@ -19,11 +20,10 @@ def why_not(folder: Path) -> str:
         return f"this was life {LIVES} of job {me.job}, and its last; submit it once more to go on"
     if owner := holder(folder / ".run"):
         return f"pid {owner.pid} on host {owner.host} has gone on with {folder}"
-    before = files.read_json(folder / "lives.json")
-    if not isinstance(before, dict) or before.get("job") != me.job:
-        before = {"kept": [], "idle": 0}
+    before = json_in(folder / "lives.json")
     kept = _kept(folder)
-    idle = before["idle"] + 1 if kept == before["kept"] else 0
+    was, idle = (before.get("kept"), whole(before.get("idle")) or 0) if before.get("job") == me.job else ([], 0)
+    idle = idle + 1 if kept == was else 0
     files.make_folder(folder)
     files.write_json(folder / "lives.json", {"job": me.job, "idle": idle, "kept": kept})
     if idle >= IDLE:
