@@ -35,7 +35,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         command = self.prog.partition(" ")[2]
         where = f"{command}: " if command else ""
-        self.exit(2, hide(f"pipeline: {where}{message.removeprefix('argument ')} (see `{self.prog} --help`)\n"))
+        self.exit(2, errors.shown(hide(f"pipeline: {where}{message.removeprefix('argument ')} (see `{self.prog} --help`)")) + "\n")
 
 
 def parsed(arguments: Sequence[str] | None) -> argparse.Namespace:

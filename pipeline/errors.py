@@ -22,6 +22,11 @@ def of_the_machine(error: OSError) -> str:
     return f"{error.strerror or error}{f': {place}' if place else ''}"
 
 
+def shown(text: str) -> str:
+    """`text` in one line, with what a terminal would obey, or cannot show, written out: a file may have any name."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 class ConfigError(PipelineError, ValueError):
     """The configuration or the command line is wrong."""
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from pipeline import report
 from pipeline.config import Config
 from pipeline.credentials import hide
-from pipeline.errors import GateError, Lost, PipelineError, of_the_machine
+from pipeline.errors import GateError, Lost, PipelineError, of_the_machine, shown
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
@@ -193,7 +193,7 @@ def told(error: BaseException, stop: StopFlag) -> BaseException:
 def outcome(error: BaseException) -> tuple[int, str]:
     """The exit code of a run that ended with `error`, and what to say."""
     code, message = _outcome(error)
-    return code, hide(message)
+    return code, shown(hide(message))
 
 
 def _outcome(error: BaseException) -> tuple[int, str]:
@@ -203,4 +203,4 @@ def _outcome(error: BaseException) -> tuple[int, str]:
         return 130, "interrupted; the same command goes on"
     if isinstance(error, OSError):
         return 1, of_the_machine(error)
-    return 1, f"{type(error).__name__}: {error}"
+    return 1, f"{type(error).__name__}: {' '.join(str(error).split())}"

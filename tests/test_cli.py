@@ -138,3 +138,12 @@ def test_interrupted_before_there_is_anything_to_keep(tmp_path: Path) -> None:
     process.join(60)
     assert process.exitcode == 143
     assert json.loads((tmp_path / "runs/tiny/status.json").read_text())["state"] == "stopped"
+
+
+@pytest.mark.parametrize("word", ["evil\x1b[2J\npipeline: done.yaml", "run.name=x\x1b]0;title\x07\nrun.folder=/", "--a\rb"])
+def test_a_terminal_obeys_nothing_that_is_said_of_a_name(tmp_path: Path, word: str) -> None:
+    ended = launch(tmp_path, ["run", word])
+    assert ended.code == 2
+    assert ended.output.removesuffix("\n").splitlines()[-1].startswith("pipeline: ")
+    assert all(letter.isprintable() for letter in ended.output.replace("\n", ""))
+    assert ended.output.count("pipeline: ") == 1 + word.count("pipeline: ")

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from pipeline.credentials import hide
+from pipeline.errors import shown
 from pipeline.runtime.progress import Progress
 
 if TYPE_CHECKING:
@@ -36,16 +37,25 @@ def coloured(stream: TextIO) -> bool:
 
 def say(text: str) -> None:
     """Whole lines, above what is drawn."""
+    text = _shown(text)
     if coloured(sys.stdout):
         from pipeline.runtime.live import painted
 
-        text = painted(hide(text))
+        text = painted(text)
     with _live.aside() if _live else contextlib.nullcontext():
-        say_plainly(text)
+        _print(text)
 
 
 def say_plainly(text: str) -> None:
-    text = hide(text)
+    _print(_shown(text))
+
+
+def _shown(text: str) -> str:
+    """Without credentials, and line by line without what would move the cursor."""
+    return "\n".join(map(shown, hide(text).split("\n")))
+
+
+def _print(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     try:
         text.encode(encoding)
