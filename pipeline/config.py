@@ -11,7 +11,7 @@ import difflib
 import functools
 import inspect
 import re
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin
@@ -32,28 +32,21 @@ from pydantic import (
 )
 
 from pipeline.errors import ConfigError
+from pipeline.reading import YAML, Plain, parsed, read
 from pipeline.wording import nearest, one_line, shown
 
 M = TypeVar("M", bound=BaseModel)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Plain):
     """YAML 1.2's booleans: true and false. To YAML 1.1 `train.precision=no` is false, and `run.name=on` true.
 
     And as Python writes them, True, False and None: so does the agent of a sweep of W&B. Nor is 1:30 the number 90, or 0777 511, or
     2026-01-01 more than text. A key that is there twice is refused: YAML 1.1 would take the last.
     """
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen = set()
-        for key, _ in node.value if isinstance(node, yaml.MappingNode) else ():
-            if key.tag != _MERGE and str(key.value) in seen:
-                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice; keep one", key.start_mark)
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
 
-
-_BOOL, _INT, _FLOAT, _TIME, _MERGE = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp", "merge"))
+_BOOL, _INT, _FLOAT, _TIME = (f"tag:yaml.org,2002:{name}" for name in ("bool", "int", "float", "timestamp"))
 _Loader.yaml_implicit_resolvers = {
     k: [r for r in v if r[0] not in (_BOOL, _INT, _FLOAT, _TIME)] for k, v in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
@@ -343,25 +336,20 @@ def options_of(choice: Callable[..., Any]) -> type[Checked]:
     return create_model("Options", __base__=Checked, **fields)
 
 
-def read_yaml(path: Path, what: str = "configuration", loader: type[yaml.SafeLoader] = _Loader) -> Any:
+def read_yaml(path: Path, what: str = "configuration", loader: type[Plain] = _Loader) -> Any:
     """What the YAML file `path` holds, which is to be a `what`.
 
     Raises:
         ConfigError: it cannot be read, or is no YAML.
     """
     try:
-        return yaml.load(path.read_text(encoding="utf-8-sig"), loader)  # noqa: S506 (a SafeLoader)
+        return parsed(read(path, YAML).decode("utf-8-sig"), loader)
     except UnicodeDecodeError:
         raise ConfigError(f"cannot read the {what} {path}: it is not UTF-8 text") from None
-    except (OSError, ValueError) as error:
-        if not isinstance(error, OSError):
-            raise ConfigError(f"{path} is not YAML: {str(error).partition(';')[0]}") from None
-        name = path if str(path).isprintable() else repr(str(path))
-        raise ConfigError(f"cannot read the {what} {name}: {error.strerror}{_instead(path)}") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read the {what} {path}: {error.strerror}{_instead(path)}") from None
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is not YAML: {_place_and_problem(error)}") from None
-    except RecursionError:
-        raise ConfigError(f"{path} is not YAML that can be read: it is nested too deeply") from None
 
 
 def _instead(path: Path) -> str:
@@ -415,8 +403,8 @@ def _apply(tree: dict[str, Any], override: str) -> None:
         node[section] = {"name": below} if isinstance(below, str) else dict(below or {})
         node = node[section]
     try:
-        node[key] = yaml.load(text, _Loader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, ValueError, RecursionError):
+        node[key] = parsed(text, _Loader)
+    except yaml.YAMLError:
         node[key] = text
 
 

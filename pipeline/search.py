@@ -18,16 +18,17 @@ from pathlib import Path
 from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, Strict
 
 from pipeline.config import Spec, bind, read_yaml, validated
 from pipeline.errors import ConfigError
+from pipeline.reading import Plain
 from pipeline.wording import nearest
 
 METRICS = {f"validation/{name}": "maximize" for name in ("accuracy", "top5", "balanced_accuracy", "macro_f1")}
 METRICS["validation/loss"] = "minimize"
 MACRO, VARIABLE = re.compile(r"\$\{(\w+)\}"), re.compile(r"\$\{envvar:(\w+)\}")
+MOST = 10_000  # points of a grid
 MACROS = ("env", "interpreter", "program", "args_no_hyphens")
 
 Real = Annotated[float, Strict()]  # to W&B 1e-3 is text
@@ -80,7 +81,7 @@ def read(path: Path) -> Search:
     Raises:
         ConfigError: it is none, or wants what is not to be had here; in one line, with what to write instead.
     """
-    tree = read_yaml(path, "sweep", yaml.SafeLoader)
+    tree = read_yaml(path, "sweep", Plain)
     if not isinstance(tree, dict) or "parameters" not in tree:
         raise ConfigError(f"{path} is no sweep: it has no parameters; see configs/sweep.yaml")
     search = validated(Search, tree, f"{path}: ")
@@ -98,6 +99,8 @@ def trials(search: Search, count: int | None, seed: int) -> list[Trial]:
     spaces = {name: _space(name, search.parameters[name]) for name in sorted(search.parameters)}
     if search.method == "grid":
         values = [_grid(name, spec) for name, spec in spaces.items()]
+        if not count and math.prod(map(len, values)) > MOST:
+            raise ConfigError(f"the grid has {math.prod(map(len, values)):,} points; say how many of them: --count N")
         drawn: Iterator[Mapping[str, Any]] = (dict(zip(spaces, chosen, strict=True)) for chosen in itertools.product(*values))
     elif (count or search.run_cap) is None:
         raise ConfigError("method: random has no end; say how many trials: --count N, or run_cap in the file")
@@ -169,7 +172,11 @@ def _space(name: str, given: Mapping[str, Any]) -> Spec:
 
 def _grid(name: str, spec: Spec) -> list[Any]:
     """All values of a parameter, each once."""
-    options = spec.options
+    options, parts = spec.options, len(spec.options.get("values", ()))
+    if {"min", "max"} <= options.keys():
+        parts = math.ceil((options["max"] - options["min"]) / options.get("q", 1))
+    if parts > MOST:
+        raise ConfigError(f"parameters.{name}: a grid of {parts:,} values; give {MOST:,} or fewer")
     match spec.name:
         case "constant":
             return [options["value"]]

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from xxhash import xxh3_128
 
+from pipeline import reading
 from pipeline.runtime import files
 from pipeline.runtime.journal import Journal, read
 
@@ -131,7 +132,7 @@ def test_a_manifest_of_another_program_is_none_of_ours(tmp_path: Path) -> None:
 def test_what_would_keep_its_reader_waiting_or_has_no_end_is_not_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     with (tmp_path / "large").open("wb") as file:
-        file.truncate(files.LARGEST + 1)
+        file.truncate(reading.LARGEST + 1)
     (tmp_path / "deep").write_text("[" * 100_000)
     for place in ("pipe", "large", "deep"):
         assert files.read_json(tmp_path / place) is None

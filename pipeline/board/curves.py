@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import reading
 from pipeline.runs import Run
-from pipeline.runtime import files, foreign
+from pipeline.runtime import foreign
 from pipeline.runtime.foreign import finite
 
 MOST = 1000  # points of a curve that are shown: about as many as a chart has pixels across
@@ -32,7 +33,7 @@ class Growing:
     def is_other(self) -> bool:
         """Whether the file is not what it was with more at its end: a restart drops the lines after its checkpoint."""
         try:
-            with files.opened(self._path) as file:
+            with reading.opened(self._path) as file:
                 file.seek(self._end - len(self._known))
                 return file.read(len(self._known)) != self._known
         except OSError:
@@ -42,7 +43,7 @@ class Growing:
         """The whole lines that have come since, in parts."""
         if not self._path.is_file():
             return
-        with files.opened(self._path) as file:
+        with reading.opened(self._path) as file:
             file.seek(self._end)
             while True:
                 content = file.read(CHUNK)

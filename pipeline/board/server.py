@@ -24,10 +24,10 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+from pipeline import reading
 from pipeline.board.curves import Curves
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runs import Run, Runs, configuration, flat, read
-from pipeline.runtime import files
 from pipeline.runtime.console import say
 from pipeline.runtime.foreign import of_artifact
 from pipeline.runtime.signals import STOP_SIGNALS
@@ -182,7 +182,7 @@ class Answer(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def _file(self, path: Path, policy: str) -> None:
-        with files.opened(path) as file:
+        with reading.opened(path) as file:
             size = file.seek(0, 2)
             file.seek(0)
             self._head(HTTPStatus.OK, path.suffix, size, policy)

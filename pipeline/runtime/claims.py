@@ -24,6 +24,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import TextIO
 
+from pipeline import reading
 from pipeline.errors import TakenOver
 from pipeline.runtime import files
 
@@ -194,7 +195,7 @@ def _holder(place: Path | None, mine: Owner, *, now: float) -> Owner | None:
     if place is None:
         return None
     try:
-        with files.opened(place / OWNER) as file:  # opened, since what NFS remembers of a file that is not may be old
+        with reading.opened(place / OWNER) as file:  # opened, since what NFS remembers of a file that is not may be old
             owner = Owner(**json.loads(file.read(LONGEST)))
             age = now - os.fstat(file.fileno()).st_mtime
             gone = age > STALE or mine.follows(owner) or (owner.kernel == mine.kernel and _is_free(file))

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import shutil
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from io import BufferedReader
@@ -23,13 +22,14 @@ from typing import Any
 
 from xxhash import xxh3_128
 
+from pipeline.reading import opened, read
+
 MANIFEST = "manifest.json"
 THREADS = 16  # which mostly wait for the disk
 TROUBLES = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE)  # of a disk, whatever is done to it
 
 Outputs = dict[str, dict[str, Any]]  # path in the folder -> {"size": bytes, "sha256": hex, "xxh3_128": hex}; older ones lack the last
 BLOCK = 1 << 18  # bytes that are read at once
-LARGEST = 16 << 20  # bytes of a file that is read to be parsed: JSON may take twenty times as many in memory
 
 
 @contextlib.contextmanager
@@ -66,32 +66,6 @@ def write_json(path: Path, value: Any, aside: Path | None = None) -> None:
 
 def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
-
-
-def opened(path: Path) -> BufferedReader:
-    """The regular file `path`, to be read: a pipe would keep its reader waiting, a device may have no end.
-
-    Raises:
-        OSError: it is none, or cannot be read.
-    """
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
-        return os.fdopen(descriptor, "rb")
-    os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
-
-
-def read(path: Path, most: int = LARGEST) -> bytes:
-    """All of the regular file `path`.
-
-    Raises:
-        OSError: it is none, cannot be read, or has more than `most` bytes.
-    """
-    with opened(path) as file:
-        content = file.read(most + 1)
-    if len(content) > most:
-        raise OSError(errno.EFBIG, f"it has more than {most:,} bytes", str(path))
-    return content
 
 
 def read_json(path: Path) -> Any:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import reading
 from pipeline.runtime import files
 
 
@@ -47,7 +48,7 @@ def json_in(path: Path) -> dict[str, Any]:
 def tail(path: Path, size: int) -> list[dict[str, Any]]:
     """The whole lines among the last `size` bytes of a journal."""
     try:
-        with files.opened(path) as file:
+        with reading.opened(path) as file:
             start = max(0, file.seek(0, os.SEEK_END) - size)
             file.seek(start)
             content = file.read(size)

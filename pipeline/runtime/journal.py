@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import reading
 from pipeline.runtime import files
 
 LONGEST = 1 << 20  # bytes of a line, which has some hundreds
@@ -58,7 +59,7 @@ class Journal:
 def read(path: Path) -> list[dict[str, Any]]:
     """The whole lines of a journal; a last one cut short does not count."""
     try:
-        file = files.opened(path)
+        file = reading.opened(path)
     except FileNotFoundError:
         return []
     lines = []

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipeline import reading
 from pipeline.errors import ConfigError, PipelineError
-from pipeline.runtime import files, job
+from pipeline.runtime import job
 
 POLL, ASK = 0.5, 5.0  # seconds between looks at the files, and between questions to SLURM
 
@@ -50,7 +51,7 @@ def _while_it_goes(folder: Path, follow: bool) -> Iterator[None]:
 def _after(path: Path, start: int) -> bytes:
     """What is in a file from a byte on; nothing if it is not there."""
     try:
-        with files.opened(path) as file:
+        with reading.opened(path) as file:
             file.seek(start)
             return file.read()
     except FileNotFoundError:
