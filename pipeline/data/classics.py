@@ -32,7 +32,7 @@ def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
     digests = {}
     for name, official in MNIST_FILES.items():
         path = _idx(place, name)
-        digest = file_md5(path) if path else official[0]
+        digest = file_md5(formats.bounded(path)) if path else official[0]
         digests[name] = "official" if digest in official else digest
 
     def load() -> RawDataset:
@@ -48,7 +48,10 @@ def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
 def _mnist_split(arrays: dict[str, NDArray[np.uint8]], part: str) -> RawSplit:
     images, labels = arrays[f"{part}-images-idx3-ubyte"], arrays[f"{part}-labels-idx1-ubyte"]
     if images.ndim != 3 or labels.ndim != 1 or len(images) != len(labels):
-        raise DataError(f"MNIST {part}: images {images.shape} and labels {labels.shape} do not belong together")
+        found = f"{part}-images-idx3-ubyte, {images.shape}, and {part}-labels-idx1-ubyte, {labels.shape}"
+        raise DataError(f"{found}, do not belong together; {formats.AGAIN}")
+    if labels.max() > 9:
+        raise DataError(f"{part}-labels-idx1-ubyte has a label outside 0..9; {formats.AGAIN}")
     return RawSplit(images[:, None], labels.astype(np.int64))
 
 
@@ -82,9 +85,9 @@ def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source
     suffix = ".bin" if tar == tars[1] else suffix
     names = [name + suffix for name in CIFAR10_FILES]
     if folder is not None:
-        digests = {n: file_md5(folder / n) if (folder / n).is_file() else "absent" for n in names}
+        digests = {n: file_md5(formats.bounded(folder / n, formats.MEMBER)) if (folder / n).is_file() else "absent" for n in names}
     else:
-        digests = {tar.name: file_md5(tar) if tar.is_file() else CIFAR10_TARS[tar.name]} if tar else {}
+        digests = {tar.name: file_md5(formats.bounded(tar)) if tar.is_file() else CIFAR10_TARS[tar.name]} if tar else {}
     if digests == CIFAR10_FILES or any(CIFAR10_TARS.get(name) == digest for name, digest in digests.items()):
         digests = {"cifar-10-batches-py": "official"}
 
@@ -108,14 +111,21 @@ def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:
 
 def _cifar10_batch(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     if name.endswith(".bin"):
-        return formats.read_cifar_binary(content, name)
+        found = formats.read_cifar_binary(content, name)
+        return found[0], _in_range(found[1].tolist(), name)
     batch = formats.read_cifar_pickle(content, name)
     images, labels = batch.get("data"), batch.get("labels")
     if not isinstance(images, np.ndarray) or images.dtype != np.uint8 or images.shape[1:] != (3072,):
         raise DataError(f"{name}: no uint8 array [N, 3072] called 'data'")
     if not isinstance(labels, list) or len(labels) != len(images) or not all(isinstance(k, int) for k in labels):
         raise DataError(f"{name}: no list of {len(images)} whole numbers called 'labels'")
-    return images.reshape(-1, 3, 32, 32), np.array(labels, np.int64)
+    return images.reshape(-1, 3, 32, 32), _in_range(labels, name)
+
+
+def _in_range(labels: list[int], name: str) -> NDArray[np.int64]:
+    if not all(0 <= label < len(CIFAR10_CLASSES) for label in labels):
+        raise DataError(f"{name} has a label outside 0..9; {formats.AGAIN}")
+    return np.array(labels, np.int64)
 
 
 def _altered(digests: dict[str, str]) -> list[str]:

@@ -1,82 +1,111 @@
-"""Readers of the classic files, that execute nothing from them: IDX, CIFAR-10's pickles and binaries."""
+"""Readers of the classic files, that execute nothing from them: IDX, CIFAR-10's pickles and binaries, tar files.
+
+None takes more memory than its caller can foresee, whatever a file says of itself, or unpacks to.
+"""
 
 import gzip
 import io
 import math
-import pickle
 import struct
 import tarfile
-import zlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline import reading
 from pipeline.errors import DataError
+from pipeline.runtime import pickled
+from pipeline.runtime.pickled import Made
+
+LARGEST = 1 << 29  # bytes of a file, or unpacked of an array: eleven times MNIST
+UNPACKED = 1 << 28  # of a tar file, all its members together: CIFAR-10's has 178 million
+MEMBER = 1 << 26  # of a member, or a batch: CIFAR-10's has 31 million
+AGAIN = "delete it and run again"
+RECONSTRUCT = {f"numpy.{core}.multiarray._reconstruct" for core in ("core", "_core")}
+FROM_BUFFER = {f"numpy.{core}.numeric._frombuffer" for core in ("core", "_core")}
+
+
+def bounded(path: Path, most: int = LARGEST) -> Path:
+    """`path`.
+
+    Raises:
+        DataError: it has more than `most` bytes.
+    """
+    if (size := path.stat().st_size) > most:
+        raise DataError(f"{path} has {size:,} bytes, which is more than {most:,}: it is not the file that it is named after; {AGAIN}")
+    return path
 
 
 def read_idx(path: Path) -> NDArray[np.uint8]:
-    """An IDX file of unsigned bytes, gzipped or not. The shape is in its head.
+    """An IDX file of unsigned bytes, gzipped or not. The shape is in its head, and no more is read than that says.
 
     Format: http://yann.lecun.com/exdb/mnist, "THE IDX FILE FORMAT".
     """
-    content = path.read_bytes()
-    if content[:2] == b"\x1f\x8b":
-        try:
-            content = gzip.decompress(content)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is not a whole gzip file ({error}); delete it and run again") from None
-    if len(content) < 4 or content[:3] != b"\0\0\x08":
-        raise DataError(f"{path} is not an IDX file of bytes; delete it and run again")
-    dimensions = content[3]
-    start = 4 + 4 * dimensions
-    shape = struct.unpack(f">{dimensions}I", content[4:start].ljust(4 * dimensions, b"\0"))
-    if len(content) - start != math.prod(shape):
-        raise DataError(f"{path} holds {len(content) - start} bytes, but its head says {shape}; delete it and run again")
-    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+    try:
+        with reading.opened(bounded(path)) as file:
+            shape, content = _idx(_unpacked(file), str(path))
+    except DataError:
+        raise
+    except Exception as error:  # zlib's own, EOFError, OSError
+        raise DataError(f"{path} is not a whole gzip file ({error}); {AGAIN}") from None
+    return np.frombuffer(content, np.uint8).reshape(shape)
+
+
+def _idx(file: BinaryIO, name: str) -> tuple[tuple[int, ...], bytes]:
+    start = file.read(4)
+    if len(start) < 4 or start[:3] != b"\0\0\x08":
+        raise DataError(f"{name} is not an IDX file of bytes; {AGAIN}")
+    dimensions = start[3]
+    sizes = file.read(4 * dimensions)
+    if not 0 < dimensions <= 4 or len(sizes) < 4 * dimensions:
+        raise DataError(f"{name} holds {len(sizes)} bytes, but its head says {dimensions} dimensions; {AGAIN}")
+    shape = struct.unpack(f">{dimensions}I", sizes)
+    size = math.prod(shape)
+    if not 0 < size <= LARGEST:
+        raise DataError(f"{name}: its head says {shape}, which is {'nothing' if size == 0 else f'more than {LARGEST:,} bytes'}; {AGAIN}")
+    content = file.read(size + 1)
+    if len(content) != size:
+        raise DataError(f"{name} holds {'more' if len(content) > size else len(content)} bytes, but its head says {shape}; {AGAIN}")
+    return shape, content
+
+
+def _unpacked(file: io.BufferedReader) -> BinaryIO:
+    """What is in `file`, which may be gzipped."""
+    return gzip.GzipFile(fileobj=file) if file.peek(2)[:2] == b"\x1f\x8b" else file  # type: ignore[return-value]
 
 
 def read_cifar_pickle(content: bytes, name: str) -> dict[str, Any]:
     """One of CIFAR-10's python batches: {"data": uint8 [N, 3072], "labels": [N], ...}.
 
     Raises:
-        DataError: it is not such a file, or it asks for anything but numpy arrays.
+        DataError: it is not such a file, or it asks for anything but numpy arrays of bytes.
     """
+    known = {*RECONSTRUCT, *FROM_BUFFER, "numpy.ndarray", "numpy.dtype"}
     try:
-        batch = _ArraysOnly(io.BytesIO(content), encoding="latin1").load()
-    except DataError as error:
-        raise DataError(f"{name}: {error}") from None
-    except Exception as error:  # a pickle can fail in any way at all
-        raise DataError(f"{name} is not a CIFAR-10 batch ({type(error).__name__}: {error})") from None
+        batch = pickled.read(content, known.__contains__)
+    except pickled.Refused as error:
+        raise DataError(f"{name} is not a CIFAR-10 batch: it {error}, which no CIFAR-10 batch does; nothing of it was executed") from None
     if not isinstance(batch, dict):
         raise DataError(f"{name} is not a CIFAR-10 batch: a {type(batch).__name__} instead of a dict")
-    return batch
+    return {key: _array(value) if isinstance(value, Made) else value for key, value in batch.items() if isinstance(key, str)}
 
 
-def _latin1(text: str, encoding: str) -> bytes:
-    """How Python 3 writes the bytes of an array into a pickle that Python 2 can read."""
-    if encoding != "latin1":
-        raise DataError(f"asks for the encoding {encoding!r}, which no CIFAR-10 batch needs")
-    return text.encode("latin1")
-
-
-class _ArraysOnly(pickle.Unpickler):
-    """Unpickles builtin values and numpy arrays, and looks up nothing else."""
-
-    _allowed: Mapping[tuple[str, str], Any] = {
-        ("_codecs", "encode"): _latin1,
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): np.dtype,
-        ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,  # type: ignore[attr-defined]
-    }
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in self._allowed:
-            raise DataError(f"asks for {module}.{name}, which no CIFAR-10 batch needs; it was not executed")
-        return self._allowed[module, name]
+def _array(made: Made) -> Any:
+    """The array of bytes that `made` would be; None if it would be another, or none."""
+    try:
+        if made.by in RECONSTRUCT:
+            _, shape, kind, by_columns, content = made.state
+        else:
+            content, kind, shape, order = made.of
+            by_columns = order == "F"
+        if kind.by != "numpy.dtype" or kind.of[0] not in ("u1", "|u1"):
+            return None
+        raw = content.encode("latin1") if isinstance(content, str) else content
+        return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if by_columns else "C")
+    except (TypeError, ValueError, LookupError, AttributeError):
+        return None
 
 
 def read_cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
@@ -88,16 +117,36 @@ def read_cifar_binary(content: bytes, name: str) -> tuple[NDArray[np.uint8], NDA
 
 
 def read_members(archive: Path, names: list[str]) -> dict[str, bytes]:
-    """The regular files called `names` (without their folders) in a tar file, read into memory."""
+    """The regular files called `names` (without their folders) in a tar file, read into memory; nothing is extracted."""
     found: dict[str, bytes] = {}
     try:
-        with tarfile.open(archive) as tar:
+        with (
+            reading.opened(bounded(archive)) as file,
+            tarfile.open(fileobj=_Capped(_unpacked(file), str(archive)), mode="r|") as tar,  # type: ignore[call-overload]
+        ):
             for member in tar:
-                name = Path(member.name).name
-                if name in names and member.isreg() and member.size <= 64 << 20:
+                name = member.name.rpartition("/")[2]
+                if name in names and member.type in (tarfile.REGTYPE, tarfile.AREGTYPE) and member.size <= MEMBER:
+                    if name in found:
+                        raise DataError(f"{archive} has {name} twice; {AGAIN}")
                     stream = tar.extractfile(member)
                     assert stream is not None
                     found[name] = stream.read()
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive} is not a whole tar file ({error}); delete it and run again") from None
+    except DataError:
+        raise
+    except Exception as error:  # tarfile trusts what it reads, and fails in any way at all
+        raise DataError(f"{archive} is not a whole tar file ({' '.join(str(error).split())[:200]}); {AGAIN}") from None
     return found
+
+
+class _Capped:
+    """A file of which no more than `UNPACKED` bytes can be read."""
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self._file, self._name, self._left = file, name, UNPACKED
+
+    def read(self, size: int) -> bytes:
+        self._left -= size
+        if self._left < 0:
+            raise DataError(f"{self._name} unpacks to more than {UNPACKED:,} bytes; {AGAIN}")
+        return self._file.read(size)
