@@ -1,6 +1,8 @@
 """Any image as the uint8 array [C, H, W] that models are given; the same in `prepare` and `predict`."""
 
+import functools
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,13 @@ import PIL.Image
 import PIL.ImageOps
 from numpy.typing import NDArray
 
+from pipeline import reading
 from pipeline.errors import DataError
+
+# Those that hold pixels and nothing else, whatever a file is called: Pillow would hand PostScript to Ghostscript.
+FORMATS = ("AVIF", "BMP", "DIB", "GIF", "JPEG", "JPEG2000", "PCX", "PNG", "PPM", "QOI", "SGI", "TGA", "TIFF", "WEBP")
+PIXELS = 8192**2  # of an image as it is decoded, which takes up to 11 bytes each
+warnings.simplefilter("error", PIL.Image.DecompressionBombWarning)  # it would come when it is too late
 
 
 def pixels(
@@ -25,9 +33,19 @@ def pixels(
     if isinstance(image, np.ndarray):
         if (channels or image.shape[0]) == image.shape[0] and (size or image.shape[1:]) == image.shape[1:]:
             return image
-        opened = PIL.Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-    else:
-        opened = _open(image, str(image) if isinstance(image, Path) else name)
+        return _fitted(PIL.Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0)), channels, size)
+    name = str(image) if isinstance(image, Path) else name
+    try:
+        return _fitted(_open(image, name), channels, size)
+    except DataError:
+        raise
+    except PIL.UnidentifiedImageError:
+        raise DataError(f"cannot read the image {name}: it is none of {', '.join(FORMATS)}") from None
+    except Exception as error:  # a decoder that is given nonsense fails in any way
+        raise DataError(f"cannot read the image {name}: {' '.join(str(error).split())[:200] or type(error).__name__}") from None
+
+
+def _fitted(opened: PIL.Image.Image, channels: int | None, size: tuple[int, int] | None) -> NDArray[np.uint8]:
     grey = channels == 1 or (channels is None and opened.mode in ("1", "L", "LA"))
     opened = opened.convert("L" if grey else "RGB")
     if size is not None and opened.size != size[::-1]:
@@ -37,17 +55,26 @@ def pixels(
 
 
 def _open(image: Path | bytes, name: str) -> PIL.Image.Image:
-    try:
-        with PIL.Image.open(io.BytesIO(image) if isinstance(image, bytes) else image) as opened:
-            opened.load()
-            turned = PIL.ImageOps.exif_transpose(opened)
-    except (OSError, ValueError, SyntaxError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"cannot read the image {name}: {error}") from None
+    with (
+        io.BytesIO(image) if isinstance(image, bytes) else reading.opened(image) as source,
+        PIL.Image.open(source, formats=_formats()) as opened,
+    ):
+        if opened.width * opened.height > PIXELS:
+            raise DataError(f"the image {name} is {opened.width:,} x {opened.height:,}, more than {PIXELS:,} pixels; scale it down")
+        opened.load()
+        turned = PIL.ImageOps.exif_transpose(opened)
     if turned.mode.startswith("I;16"):  # 16 bits a pixel: keep the upper eight
         return PIL.Image.fromarray((np.asarray(turned) >> 8).astype(np.uint8))
     if turned.mode in ("I", "F"):
         raise DataError(f"the image {name} has 32-bit pixels, whose range is anyone's guess; convert it to 8 or 16 bits")
     return turned.convert("RGBA") if turned.mode == "P" else turned
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Of `FORMATS`, those that this Pillow was built with."""
+    PIL.Image.init()
+    return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
 
 def grid(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str], columns: int = 10) -> PIL.Image.Image:
