@@ -39,7 +39,7 @@ def studied(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def images_and_labels(run: Path, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     manifest = json.loads((run / "prepare/manifest.json").read_text())["result"]
-    read = shards.read([run / "prepare" / name for name in manifest["shards"][split]], tuple(manifest["shape"]))
+    read = shards.read([run / "prepare" / name for name in manifest["shards"][split]], tuple(manifest["shape"]), len(manifest["classes"]))
     return np.concatenate(read.images), read.labels
 
 

@@ -7,6 +7,7 @@
 """
 
 import json
+import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from pipeline.errors import DataError
 from pipeline.runtime import files
 
 if TYPE_CHECKING:
@@ -76,17 +78,67 @@ class Shards:
         return len(self.labels)
 
 
-def read(paths: Iterable[Path], shape: tuple[int, ...]) -> Shards:
-    """The split whose shards are `paths`, with images of `shape` [C, H, W]."""
-    import pyarrow as pa
+def read(paths: Iterable[Path], shape: tuple[int, ...], classes: int) -> Shards:
+    """The split whose shards are `paths`, with images of `shape` [C, H, W] and labels in [0, classes).
 
+    Raises:
+        DataError: one is not as `write` has it.
+    """
     images, labels = [], [np.empty(0, np.int64)]
     for path in paths:
-        with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_stream(source).read_next_batch()
-        images.append(_view(batch.column("image").flatten(), np.uint8).reshape(-1, *shape))
-        labels.append(_view(batch.column("label"), np.int64))
+        try:
+            found, numbers = _mapped(path, shape)
+        except (OSError, ValueError, LookupError, TypeError) as error:  # pyarrow's own are among them
+            why = " ".join(str(error).split())[:200]
+            raise DataError(f"{path} is no shard of images {'x'.join(map(str, shape))} ({why}); delete its folder and run again") from None
+        if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
+            raise DataError(f"{path} has labels outside 0..{classes - 1}; delete its folder and run again")
+        images.append(found)
+        labels.append(numbers)
     return Shards(images, np.concatenate(labels))
+
+
+def _mapped(path: Path, shape: tuple[int, ...]) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    import pyarrow as pa
+
+    width = int(np.prod(shape))
+    with pa.memory_map(str(path)) as source:
+        stream = pa.ipc.open_stream(source)
+        if stream.schema.types != [pa.list_(pa.uint8(), width), pa.int64()] or stream.schema.names != ["image", "label"]:
+            raise ValueError("it has other columns")
+        if _is_packed(path):
+            raise ValueError("it is compressed")
+        batch = stream.read_next_batch()
+    batch.validate()
+    flat, numbers = batch.column("image").flatten(), batch.column("label")
+    if batch.column("image").null_count or flat.null_count or numbers.null_count or len(flat) != len(numbers) * width:
+        raise ValueError("it lacks values")
+    return _view(flat, np.uint8).reshape(-1, *shape), _view(numbers, np.int64)
+
+
+def _is_packed(path: Path) -> bool:
+    """Whether its record batch is compressed, so that a few bytes could stand for all memory; pyarrow tells only when it has unpacked it.
+
+    Format: `RecordBatch.compression` in https://github.com/apache/arrow/blob/main/format/Message.fbs, a flatbuffer.
+    """
+    import pyarrow as pa
+
+    with pa.memory_map(str(path)) as source:
+        pa.ipc.read_message(source)
+        content = pa.ipc.read_message(source).metadata.to_pybytes()
+
+    def at(table: int, slot: int) -> int:
+        """Where a field of a table is; 0 if it has none."""
+        names = table - struct.unpack_from("<i", content, table)[0]
+        (size,) = struct.unpack_from("<H", content, names)
+        (offset,) = struct.unpack_from("<H", content, names + 4 + 2 * slot) if 4 + 2 * slot < size else (0,)
+        return table + offset if offset else 0
+
+    try:
+        header = at(struct.unpack_from("<I", content, 0)[0], 2)
+        return bool(at(header + struct.unpack_from("<I", content, header)[0], 3))
+    except struct.error as error:
+        raise ValueError("its record batch has no header") from error
 
 
 def _view(column: "pa.Array", dtype: type[np.generic]) -> NDArray[Any]:

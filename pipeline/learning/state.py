@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.amp.grad_scaler import GradScaler
 from torch.optim import Optimizer
 
+from pipeline.errors import DataError
 from pipeline.learning.metrics import Tally
 from pipeline.runtime import files, strategies
 from pipeline.runtime.console import say
@@ -249,15 +250,19 @@ def restore(state: TrainState, space: Path, ranks: range, size: int, environment
         if manifest is None or (broken := files.damage(path, manifest["outputs"])):
             say(f"train: {path.name} is damaged ({broken or f'{files.MANIFEST} is missing'}); falling back to the one before")
             continue
-        if not files.begins_with(journal, manifest["journal"]):
+        if not files.begins_with(journal, manifest.get("journal")):
             say(f"train: {path.name} belongs to another {journal.name}; falling back to the one before")
             continue
-        _load(state, path, manifest, is_main=0 in ranks)
-        then = manifest["environment"]
+        try:
+            _load(state, path, manifest, is_main=0 in ranks)
+            then = dict(manifest["environment"])
+            tallies = torch.tensor(manifest["tallies"], dtype=torch.float64).reshape(-1, 3)
+        except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            raise DataError(f"{path} is whole, but no checkpoint of this training ({why}); delete it and run again") from None
         if changed := [k for k in {**then, **environment} if then.get(k) != environment.get(k)]:
             text = ", ".join(f"{name} {then.get(name, 'not set')} then, {environment.get(name, 'not set')} now" for name in changed)
             say(f"train: not to the bit as before: {text}")
-        tallies = torch.tensor(manifest["tallies"], dtype=torch.float64)
         for rank, tally in zip(ranks, state.tallies, strict=True):
             tally.sums.copy_(tallies[rank] if len(tallies) == size else tallies.sum(0) * (rank == 0))
         return path.name
@@ -283,7 +288,7 @@ def _load(state: TrainState, path: Path, manifest: dict[str, Any], is_main: bool
             if name in kept
         }
         optimizer.load_state_dict({**optimizer.state_dict(), "state": tensors})
-    state.step, state.seconds, state.history = manifest["step"], manifest["seconds"], manifest["history"]
+    state.step, state.seconds, state.history = int(manifest["step"]), float(manifest["seconds"]), list(manifest["history"])
     if state.scaler.is_enabled():
         state.scaler.load_state_dict(manifest["scaler"])
     if (path / "average.safetensors").exists():

@@ -198,8 +198,10 @@ def _is_as_listed(file: BufferedReader, listed: Mapping[str, Any]) -> bool:
     return hashlib.file_digest(file, "sha256").hexdigest() == str(listed["sha256"])
 
 
-def begins_with(path: Path, start: Mapping[str, Any]) -> bool:
-    """Whether the first `size` bytes of `path` have the digest that `start` says."""
+def begins_with(path: Path, start: Any) -> bool:
+    """Whether the first `size` bytes of `path` have the digest that `start` says, {"size": bytes, "sha256": hex}."""
+    if not _is_listing({path.name: start}) or start["size"] < 0:
+        return False
     try:
         with opened(path) as f:
             content = f.read(min(start["size"], os.fstat(f.fileno()).st_size))

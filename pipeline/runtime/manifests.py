@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from pipeline import __version__
 from pipeline.config import Config
+from pipeline.errors import DataError
 from pipeline.runtime import claims, files, fingerprint
 from pipeline.runtime.origin import origin
 
@@ -148,7 +149,19 @@ def read(place: Path) -> tuple[Manifest | None, str]:
 
 
 def artifact(stage: Stage[A], place: Path, manifest: Manifest) -> A:
-    return stage.makes.model_validate({**manifest.result, "dir": place, "digest": manifest.digest})
+    """What `manifest` says that lies in `place`.
+
+    Raises:
+        DataError: it is not what the stage makes.
+    """
+    try:
+        made = stage.makes.model_validate({**manifest.result, "dir": place, "digest": manifest.digest})
+        lacking = next((name for name in made.files() if name not in manifest.outputs), "")
+    except ValidationError as error:
+        lacking = ".".join(map(str, error.errors()[0]["loc"])) or "what it is to say"
+    if lacking:
+        raise DataError(f"{place / files.MANIFEST} does not have {lacking} as {stage.name} writes it; delete its folder and run again")
+    return made
 
 
 def commit(stage: Stage[A], found: Look, result: A, seconds: float, parallelism: Mapping[str, Any], claim: claims.Claim) -> Look:
