@@ -20,6 +20,7 @@ from pipeline.errors import ConfigError
 from pipeline.learning.statistics import Spread, mcnemar, paired_t, spread
 from pipeline.runs import flat
 from pipeline.runtime import files, journal
+from pipeline.runtime.foreign import json_in, mapping, number
 from pipeline.seeds import columns
 
 if TYPE_CHECKING:
@@ -123,17 +124,20 @@ def read(folder: Path) -> Experiment:
 
 def _unfinished(folder: Path) -> str:
     """Why the run in `folder` cannot be compared; empty if it can."""
-    made = (files.read_json(folder / "summary.json") or {}).get("fingerprints", {})
+    summary = json_in(folder / "summary.json")
+    made = mapping(summary.get("fingerprints"))
     manifests = {stage: files.read_manifest(folder / stage) for stage in made}
     for stage, (manifest, broken) in manifests.items():
         used = {} if manifest is None or stage == "prepare" else manifest["outputs"]  # of the data, the digests alone
         if broken := broken or files.damage(folder / stage, used):
             return f"its {stage} is damaged, {broken}"
     if not made or any(manifest is None for manifest, _ in manifests.values()):
-        state = (files.read_json(folder / "status.json") or {}).get("state", "unknown")
+        state = json_in(folder / "status.json").get("state", "unknown")
         return f"not finished, it is {state} and there is no result yet"
     if any((folder / stage).resolve().name != fingerprint for stage, fingerprint in made.items()):
         return "not finished, its result is that of an earlier configuration"
+    if not (number(summary.get("steps")) and number(summary.get("images")) and number(mapping(summary.get("counts")).get("train"))):
+        return "its summary.json is not as a run writes it"
     return ""
 
 

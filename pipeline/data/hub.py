@@ -36,7 +36,7 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
         parts = [_open(path, found, name) for name in splits] if found else _from_hub(path, revision, splits)
         columns = _columns(parts[0], image, label)
         classes = _classes(parts[0], columns[1])
-        train, test = (RawSplit(_Images(part, columns[0]), _labels(part, columns[1], classes)) for part in parts)
+        train, test = (RawSplit(_Images(part, columns[0], local if found else None), _labels(part, columns[1], classes)) for part in parts)
         return RawDataset(train, test, classes)
 
     gone = f"no Parquet or Arrow files in {path}" if local.is_dir() or local.is_absolute() else f"{path} is to be downloaded from the Hub"
@@ -123,10 +123,13 @@ def _open(path: str, found: Sequence[Path], split: str) -> "Dataset":
     paths = [str(p) for p in found if p.stem.split("-")[0] == split or p.parent.name == split]
     if not paths:
         raise DataError(f"no files for the split {split!r} in {path}: expected {split}-*.parquet, {split}.arrow or {split}/*")
-    suffix = Path(paths[0]).suffix[1:]
-    if suffix == "arrow":
-        return datasets.concatenate_datasets([datasets.Dataset.from_file(p) for p in paths])
-    return datasets.Dataset.from_parquet(paths, keep_in_memory=True)
+    try:
+        if Path(paths[0]).suffix == ".arrow":
+            return datasets.concatenate_datasets([datasets.Dataset.from_file(p) for p in paths])
+        return datasets.Dataset.from_parquet(paths, keep_in_memory=True)
+    except Exception as error:  # as above
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise DataError(f"cannot read {', '.join(paths[:3])}: {why}; is it whole?") from None
 
 
 def _columns(part: "Dataset", image: str, label: str) -> tuple[str, str]:
@@ -160,12 +163,12 @@ def _labels(part: "Dataset", column: str, classes: list[str]) -> NDArray[np.int6
 class _Images(Sequence[Any]):
     """One column as encoded images or arrays [C, H, W], decoded when asked for."""
 
-    def __init__(self, part: "Dataset", column: str) -> None:
+    def __init__(self, part: "Dataset", column: str, folder: Path | None) -> None:
         import datasets
 
         self._encoded = isinstance(part.features[column], datasets.Image)
         self._part = part.cast_column(column, datasets.Image(decode=False)) if self._encoded else part
-        self._column = column
+        self._column, self._folder = column, folder
 
     def __len__(self) -> int:
         return len(self._part)
@@ -173,7 +176,16 @@ class _Images(Sequence[Any]):
     def __getitem__(self, index: Any) -> Any:
         value = self._part[int(index)][self._column]
         if self._encoded:
-            return value["bytes"] or Path(value["path"])
+            return value["bytes"] or self._beside(str(value["path"]))
+        return self._array(value)
+
+    def _beside(self, path: str) -> Path:
+        """The file of an image; of data from elsewhere, only one below their own folder."""
+        if self._folder is not None and not Path(path).resolve().is_relative_to(self._folder.resolve()):
+            raise DataError(f"column {self._column!r} names the file {path}, which is not in {self._folder}; put the images into the data")
+        return Path(path)
+
+    def _array(self, value: Any) -> NDArray[np.uint8]:
         array = np.asarray(value)
         array = array[None] if array.ndim == 2 else array
         if array.ndim != 3 or array.shape[0] not in (1, 3) or array.dtype.kind not in "iu" or array.min() < 0 or array.max() > 255:

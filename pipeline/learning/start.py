@@ -2,16 +2,19 @@
 
 import fnmatch
 import hashlib
+import os
 import re
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal
 
+from pipeline import reading
 from pipeline.config import Spec
 from pipeline.errors import ConfigError, DataError
 from pipeline.learning.inits import INITS
-from pipeline.runtime import files
+from pipeline.runtime import files, pickled
 from pipeline.runtime.console import say
 from pipeline.runtime.trackers.wandb.fetch import fetch
 
@@ -84,7 +87,9 @@ class Beginning:
     def reasons(self) -> dict[str, Any]:
         if self.spec.name != "weights":
             return {}
-        with find(self.spec.options["path"]).open("rb") as file:
+        path = find(self.spec.options["path"])
+        _look(path)
+        with reading.opened(path) as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         return {"train.init": {"name": "weights", "head": self.spec.options["head"], "sha256": digest}}
 
@@ -110,21 +115,70 @@ def find(path: str) -> Path:
 
 def _read(file: Path) -> "dict[str, Tensor]":
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    _look(file)
+    try:
+        found = (
+            load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        )  # runs no code
+    except Exception:  # both raise anything on what they have not written
+        raise ConfigError(f"train.init: {file} is no file of tensors alone; save the state dict of the model") from None
+    found = found.get("state_dict", found) if isinstance(found, dict) else found
+    if not isinstance(found, dict) or not all(isinstance(name, str) and _is_plain(value) for name, value in found.items()):
+        raise ConfigError(f"train.init: {file} is not a state dict; save model.state_dict()")
+    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether it is a tensor with all its numbers in memory."""
+    import torch
+
+    return isinstance(value, torch.Tensor) and value.layout == torch.strided and value.device.type == "cpu" and not value.is_quantized
+
+
+def _look(file: Path) -> None:
+    """See that a file of weights is what its name says, and stands for no more bytes than it has, before any is loaded.
+
+    torch's own reader runs no code, but takes memory as a file tells it to: by `bytearray`, or a packed part of its zip.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    from safetensors import safe_open
 
     try:
         if file.suffix == ".safetensors":
-            return load_file(file)
-        found = torch.load(file, map_location="cpu", weights_only=True)  # runs no code
-    except (SafetensorError, OSError) as error:
-        raise ConfigError(f"train.init: {file} cannot be read: {' '.join(str(error).split())[:200]}") from None
-    except Exception:  # torch's reader raises anything on what it has not written
-        raise ConfigError(f"train.init: {file} is no file of tensors alone; save the state dict of the model") from None
-    found = found.get("state_dict", found) if isinstance(found, dict) else found
-    if not isinstance(found, dict) or not all(isinstance(value, torch.Tensor) for value in found.values()):
-        raise ConfigError(f"train.init: {file} is not a state dict; save model.state_dict()")
-    return {re.sub(r"^(module\.|_orig_mod\.)+", "", name): value for name, value in found.items()}
+            with safe_open(file, "numpy"):  # maps it, and compares its head with its size
+                return
+        with reading.opened(file) as opened:
+            if zipfile.is_zipfile(opened):
+                _look_zipped(opened)
+            else:
+                opened.seek(0)
+                for _ in range(5):  # as torch wrote them before 1.6: a number, a version, the machine, the values, the names of storages
+                    pickled.read(opened, _is_of_tensors)
+    except Exception as error:  # zipfile's own, safetensors' own, OSError
+        raise ConfigError(f"train.init: {file} is no file of tensors alone: {' '.join(str(error).split())[:200]}") from None
+
+
+def _look_zipped(file: BinaryIO) -> None:
+    with zipfile.ZipFile(file) as parts:
+        listed = parts.infolist()
+        if (
+            any(part.compress_type != zipfile.ZIP_STORED for part in listed)
+            or sum(part.file_size for part in listed) > os.fstat(file.fileno()).st_size
+        ):
+            raise ValueError("its parts are packed, or overlap")
+        values = [part for part in listed if part.filename.rpartition("/")[2] == "data.pkl"]
+        if len(values) != 1:
+            raise ValueError("it has no data.pkl, or several")
+        pickled.read(parts.read(values[0]), _is_of_tensors)
+
+
+def _is_of_tensors(name: str) -> bool:
+    """Whether what a pickle names is part of a tensor, or an ordered dict; torch has a list of those, some of which take memory."""
+    return name.startswith(("torch.", "collections.OrderedDict")) and name.count(".") <= 3
 
 
 def freeze(model: "nn.Module", patterns: tuple[str, ...]) -> None:
