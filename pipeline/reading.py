@@ -24,10 +24,11 @@ def opened(path: Path) -> BufferedReader:
         OSError: it is none, or cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    if stat.S_ISREG(os.fstat(descriptor).st_mode):
+    mode = os.fstat(descriptor).st_mode
+    if stat.S_ISREG(mode):
         return os.fdopen(descriptor, "rb")
     os.close(descriptor)
-    raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    raise OSError(errno.EINVAL, "it is a folder" if stat.S_ISDIR(mode) else "it is no regular file", str(path))
 
 
 def read(path: Path, most: int = LARGEST) -> bytes:
@@ -83,7 +84,9 @@ def _weigh(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """The number of values in `node`; `known` has those of nodes by their ids, 0 for one that is being weighed."""
     if node.tag in NUMBERS and len(node.value) > DIGITS:
         raise yaml.constructor.ConstructorError(None, None, f"a number of {len(node.value):,} digits", node.start_mark)
-    if depth > DEEP or known.get(id(node)) == 0:
+    if known.get(id(node)) == 0:
+        raise yaml.constructor.ConstructorError(None, None, "it holds itself", node.start_mark)
+    if depth > DEEP:
         raise yaml.constructor.ConstructorError(None, None, "it is nested too deeply", node.start_mark)
     if id(node) not in known:
         known[id(node)] = 0

@@ -190,7 +190,7 @@ def test_a_manifest_cannot_name_what_is_none_of_the_export(publish: Publish, fol
     with Hub() as hub:
         ended = publish(hub)
         assert (ended.code, hub.asked) == (3, [])
-        assert "is damaged: ../key is not a file of it" in ended.output
+        assert "is damaged: manifest.json lists what is no file of the folder" in ended.output
 
 
 def test_a_card_that_the_hub_does_not_understand_makes_no_repository(publish: Publish, folder: Path) -> None:

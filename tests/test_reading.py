@@ -15,7 +15,7 @@ LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
 REFUSED = {
     LAUGHS: "stands for more than 100,000 values",
     LAUGHS.replace("[", "{<<: [").replace("]", "]}").replace("x, " * 8 + "x", "{y: 1}"): "stands for more than 100,000 values",
-    "a: &a [*a]": "nested too deeply",
+    "a: &a [*a]": "holds itself",
     "[" * 60 + "]" * 60: "nested too deeply",
     "[" * 100_000: ".",
     "a: {b: 1, b: 2}": "b is there twice",
@@ -37,7 +37,7 @@ def test_what_is_larger_than_it_looks_or_means_two_things_is_refused(text: str, 
 @pytest.mark.parametrize("text", REFUSED, ids=range(len(REFUSED)))
 def test_a_configuration_of_it_is_refused_in_a_line_that_names_the_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "x.yaml").write_text(text)
-    with pytest.raises(ConfigError, match=r"x\.yaml is not YAML: ") as told:
+    with pytest.raises(ConfigError, match=r"x\.yaml( is not YAML)?: ") as told:
         load(tmp_path / "x.yaml")
     assert len(str(told.value).splitlines()) == 1
 

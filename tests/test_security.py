@@ -29,7 +29,7 @@ NEVER |= {
     f"{module}.{name}" for module in ("pickle", "dill", "cloudpickle", "marshal", "_pickle") for name in ("load", "loads", "Unpickler")
 }
 NEVER |= {"shelve.open", "joblib.load", "pandas.read_pickle", "yaml.unsafe_load", "yaml.full_load"}
-SAFE = ("_Loader", "loader", "YAML", "yaml.SafeLoader")  # the loaders of YAML, each of which is a SafeLoader
+SAFE = ("loader if len(text) <= SMALL else Plain", "yaml.SafeLoader")  # the loaders of YAML, each of which is a SafeLoader
 ARGUMENTS = {"shell": False, "trust_remote_code": False, "allow_pickle": False, "weights_only": True}  # the one value that each may have
 
 
