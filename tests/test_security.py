@@ -1,9 +1,11 @@
 """What SECURITY.md promises of our code and of what a run leaves."""
 
 import ast
+import contextlib
 import io
 import os
 import pickle
+import signal
 import zipfile
 from collections.abc import Iterator
 from fractions import Fraction
@@ -13,9 +15,10 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from cluster import until
 from conftest import TINY
 from pickles import pickles
-from processes import Ended, launch
+from processes import Ended, begin, below, launch
 from tracking import settled
 
 from pipeline import config, reading
@@ -175,3 +178,39 @@ def test_a_run_leaves_the_netrc_as_it_was(made: Ended, folder: Path) -> None:
     netrc = folder / "home/.netrc"
     assert netrc.read_text() == "machine api.wandb.ai login user password 0123456789\n"
     assert netrc.stat().st_mode & 0o777 == 0o600
+
+
+def listening(pid: int) -> set[str]:
+    """The addresses, as /proc has them, where a process and all below it take connections."""
+    found = set()
+    for process in (pid, *below(pid)):
+        own = set()
+        with contextlib.suppress(OSError):
+            for entry in Path(f"/proc/{process}/fd").iterdir():
+                with contextlib.suppress(FileNotFoundError):
+                    own.add(str(entry.readlink()))
+        for table in ("tcp", "tcp6"):
+            rows = [row.split() for row in Path(f"/proc/net/{table}").read_text().splitlines()[1:]]
+            found |= {row[1].partition(":")[0] for row in rows if row[3] == "0A" and f"socket:[{row[9]}]" in own}
+    return found
+
+
+LOOPBACK = {"0100007F", "00000000000000000000000001000000"}  # 127.0.0.1, ::1
+BOARD = ["board", "--port", "0"]
+TRAIN = ["train", *TINY, "train.epochs=4000", "run.trackers=[wandb]"]
+
+
+@pytest.mark.parametrize("words", [BOARD, pytest.param(TRAIN, marks=pytest.mark.soak)], ids=["board", "train"])
+def test_what_takes_connections_takes_them_from_this_machine_alone(tmp_path: Path, words: list[str]) -> None:
+    (tmp_path / "runs").mkdir()
+    output = tmp_path / "output.txt"
+    (process,) = begin(tmp_path, words, environment={"WANDB_MODE": "offline", "HOME": str(tmp_path)})
+    assert process.pid
+    begun = "http://" if words is BOARD else "train 50/"
+    until(lambda: output.exists() and begun in output.read_text(), 60, lambda: output.read_text())
+    found = listening(process.pid)
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    settled(tmp_path)
+    assert found <= LOOPBACK
+    assert found or words is TRAIN
