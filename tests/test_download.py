@@ -23,6 +23,8 @@ ALTERED = CONTENT[:-2] + b"\0" + CONTENT[-1:]
 @pytest.fixture(autouse=True)
 def hastily(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(limits, "PAUSES", (0.0, 0.0))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
 
 
 @pytest.fixture
