@@ -228,8 +228,11 @@ class EvaluateConfig(Section):
 
 class ExportConfig(Section):
     section = "export"
+    lists = frozenset({"formats"})
 
-    tolerance: float = Field(1e-5, gt=0)  # ONNX against eager logits, as a share of the largest logit
+    formats: tuple[Spec, ...] = (Spec(name="safetensors"), Spec(name="onnx"))  # these two are always made
+    tolerance: float = Field(1e-5, gt=0)  # of a format's logits against those of the trained model, as a share of the largest logit
+    int8_loss: float = Field(0.01, ge=0, le=1)  # of accuracy on the test split, that 8 bits may cost
 
 
 class RunConfig(Section):

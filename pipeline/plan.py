@@ -21,12 +21,13 @@ from pipeline.learning.start import BEGINNINGS, Beginning, at_hand, beginning
 from pipeline.runtime.manifests import A, Input, Look, Stage, artifact, look
 from pipeline.runtime.trackers import TRACKERS
 from pipeline.stages.artifacts import ExportedModel, PreparedData, RateTest, Report, TrainedModel
+from pipeline.stages.export.formats import CALIBRATED, FORMATS, completed
 
 PREPARE = Stage("prepare", PreparedData, version=1, on="first")
 TRAIN = Stage("train", TrainedModel, version=2, on="all")
 EVALUATE = Stage("evaluate", Report, version=3, on="all")
 LR_FIND = Stage("lr_find", RateTest, version=1, on="all")
-EXPORT = Stage("export", ExportedModel, version=1, on="main")
+EXPORT = Stage("export", ExportedModel, version=2, on="main")
 
 
 class Run(Protocol):
@@ -74,6 +75,9 @@ def check(config: Config) -> Config:
     if twice := next((name for name, count in Counter(spec.name for spec in config.run.trackers).items() if count > 1), None):
         raise ConfigError(f"run.trackers: {twice} is named twice; once is enough for all that there is to tell")
 
+    if config.data.validation == 0 and any(spec.name == "int8" for spec in config.export.formats):
+        raise ConfigError(CALIBRATED)
+
     def bound(table: Mapping[str, Callable[..., Any]], what: str, spec: Spec) -> Spec:
         return bind(table, spec, what=what)
 
@@ -97,6 +101,7 @@ def check(config: Config) -> Config:
                 }
             ),
             "evaluate": config.evaluate.model_copy(update={"views": each(VIEWS, "evaluate.views", config.evaluate.views)}),
+            "export": config.export.model_copy(update={"formats": completed(each(FORMATS, "export.formats", config.export.formats))}),
             "run": run.model_copy(update={"trackers": each(TRACKERS, "run.trackers", run.trackers)}),
         }
     )

@@ -25,7 +25,9 @@ CONTEXT.set_forkserver_preload(
         "pipeline.stages.prepare",
         "pipeline.stages.train",
         "pipeline.stages.evaluate",
-        "pipeline.stages.export",
+        "pipeline.stages.export.card",
+        "pipeline.stages.export.check",
+        "pipeline.stages.export.net",
         "pipeline.stages.report.page",
     ]
 )

@@ -51,7 +51,7 @@ TABLES: dict[str, Table] = {
 # What the cases have in common, besides the defaults of `LEFT`.
 SET: dict[str, Any] = {"run.artifacts": "../artifacts", "train.steps": STEPS, "run.device": "cpu", "run.threads": 1, "run.trackers": []}
 LEFT = {
-    *("data.root", "train.epochs", "evaluate.min_accuracy", "export.tolerance"),
+    *("data.root", "train.epochs", "evaluate.min_accuracy", "export.formats", "export.tolerance", "export.int8_loss"),
     *("run.name", "run.folder", "run.time_limit", "run.hang_timeout", "run.processes"),
 }
 # Where what the annotation allows is too large, too slow, or hardly ever fits the rest.

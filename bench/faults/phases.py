@@ -35,7 +35,7 @@ PHASES = {
     "last weights": ["pipeline.stages.train:finish", "pipeline.learning.state:write"],
     "manifest": ["pipeline.runtime.runner:commit"],
     "evaluation": ["pipeline.stages.evaluate:_answers", "pipeline.stages.evaluate:_keep", "pipeline.stages.evaluate:_write"],
-    "export": ["pipeline.stages.export:_write_onnx", "pipeline.stages.export:_compare", "pipeline.stages.export:_card"],
+    "export": ["pipeline.stages.export:_write", "pipeline.stages.export.check:compare", "pipeline.stages.export.card:card"],
     "any moment": [""],
 }
 UNTIL = {"evaluation": "evaluate", "export": "run", "manifest": "run", "any moment": "run"}  # of other phases train: seconds less

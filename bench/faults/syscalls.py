@@ -39,7 +39,7 @@ IMPORTED = [  # before forking, for speed
     "onnxruntime",
     "onnxscript",
     "pipeline.main",
-    *(f"pipeline.stages.{stage}" for stage in ("prepare", "train", "evaluate", "report.page", "export")),
+    *(f"pipeline.stages.{stage}" for stage in ("prepare", "train", "evaluate", "report.page", "export.card", "export.check", "export.net")),
 ]
 
 
@@ -158,9 +158,11 @@ def _pipeline(folder: Path, words: Sequence[str], environment: dict[str, object]
 
 
 def _outputs(folder: Path) -> dict[str, Any]:
-    """Of each stage that is done: path -> size and digest."""
+    """Of each stage that is done: path -> size and digest; but for the card, which says how long a run of each format took."""
     found = [(place.parent.name, manifests.read(place)[0]) for place in folder.glob("artifacts/*/*") if "." not in place.name]
-    return {stage: manifest.outputs for stage, manifest in found if manifest}
+    return {
+        stage: {path: listed for path, listed in manifest.outputs.items() if path != "README.md"} for stage, manifest in found if manifest
+    }
 
 
 def broken_in(folder: Path, until: str) -> str:

@@ -4,6 +4,8 @@ from typing import Annotated, Any
 
 from pydantic import Field, PositiveInt
 
+from pydantic import BaseModel, ConfigDict
+
 from pipeline.config import Spec
 from pipeline.data import shards
 from pipeline.data.shards import Shards
@@ -61,13 +63,44 @@ class Report(Artifact):
         return ["metrics.json", "predictions.safetensors"]  # and report/, which is made from these
 
 
+class Ran(BaseModel):
+    """What a process without this package found when it ran one format on the test images, and on this machine."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    difference: float  # of a logit from that of the trained model, at most
+    agreement: float  # share of images given the class of the trained model
+    accuracy: float
+    latency: dict[int, float]  # images a batch -> milliseconds, the median of `runs`
+    runs: dict[int, int]
+    images_per_second: float
+
+
+class Format(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    file: str
+    bytes: int
+    ran: Ran | None  # None: weights, which are not run, but are those that were trained
+
+
 class ExportedModel(Artifact):
     images: int  # on which the formats were compared
-    largest_difference: float  # of a logit
-    agreement: float  # share of images given the same class
+    accuracy: float  # of the trained model, in float32, on them
+    largest_logit: float
+    threads: int  # on which they were timed
+    formats: dict[str, Format]
+    left_out: dict[str, str]  # format -> why this machine could not make it
+
+    @property
+    def agreement(self) -> float:
+        """Share of images to which ONNX gives the class of the trained model."""
+        found = self.formats["onnx"].ran
+        assert found is not None
+        return found.agreement
 
     def files(self) -> list[str]:
-        return ["model.safetensors", "model.onnx", "model.json", "README.md"]
+        return [*(made.file for made in self.formats.values()), "model.json", "README.md"]
 
 
 class RateTest(Artifact):

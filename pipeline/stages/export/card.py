@@ -1,0 +1,191 @@
+"""The card of an export, README.md in the form of the Hugging Face Hub: YAML for machines, Markdown for people.
+
+What people have named (classes, data) gets into it as JSON or as YAML that a library wrote, never as text of ours: so no name
+can end a block, add a key or draw a row.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from pipeline import __version__
+from pipeline.config import Spec
+from pipeline.learning.statistics import wilson
+from pipeline.runtime.manifests import environment
+from pipeline.runtime.runner import Workspace
+from pipeline.stages.artifacts import ExportedModel, Format, PreparedData, Report, TrainedModel
+from pipeline.stages.export.formats import CALIBRATION
+
+FEW = 100  # classes that are named
+USE = {
+    "safetensors": ("the weights alone", 'from safetensors.numpy import load_file\n\nweights = load_file("{file}")'),
+    "onnx": (
+        "for onnxruntime, in any language",
+        'import numpy as np, onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
+        'images = np.zeros((1, {shape}), np.uint8)\nlogits, probabilities = session.run(None, {{"images": images}})',
+    ),
+    "pt2": (
+        "a program of torch.export",
+        'import torch\n\nprogram = torch.export.load("{file}").module()\n'
+        "logits, probabilities = program(torch.zeros(1, {shape}, dtype=torch.uint8))",
+    ),
+    "aotinductor": (
+        "machine code, for torch without a compiler",
+        'import torch\n\nprogram = torch._inductor.aoti_load_package("{file}")\n'
+        "logits, probabilities = program(torch.zeros(1, {shape}, dtype=torch.uint8))",
+    ),
+}
+USE["int8"] = ("the same in 8 bits", USE["onnx"][1])
+
+
+def card(data: PreparedData, trained: TrainedModel, report: Report, exported: ExportedModel, space: Workspace) -> str:
+    source = space.config.data.source
+    name = f"{trained.model.name} on {source.name}"  # not the run's: other runs share this artifact
+    head = yaml.safe_dump(_head(name, source, trained, report, exported), sort_keys=False, allow_unicode=True, width=1000)
+    parts = {
+        "Results": _results(data, trained, report),
+        "Data": _data(source, data),
+        "Formats": _formats(exported),
+        "Use": _use(trained, exported),
+        "Limits": _limits(source, data, trained, exported),
+        "Checksums": _checksums(exported),
+        "Recipe": f"Made by pipeline {__version__}.\n\n{_json(space.config.train.model_dump(mode='json'), indent=2)}",
+    }
+    sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
+    return f"---\n{head}---\n\n# {name}\n\n{_first_words(trained)}\n\n{sections}\n"
+
+
+def _head(name: str, source: Spec, trained: TrainedModel, report: Report, exported: ExportedModel) -> dict[str, Any]:
+    """In the words of the Hub: huggingface.co/docs/hub/model-cards; metrics by the names of its `evaluate`."""
+    metrics = {"accuracy": ("Accuracy", "accuracy"), "f1": ("F1, mean over classes", "macro_f1")}
+    found = [{"type": kind, "name": words, "value": report.test[key]} for kind, (words, key) in metrics.items()]
+    on_hub = _on_hub(source)
+    dataset = {"type": on_hub or source.name, "name": on_hub or source.name, "split": str(source.options.get("test", "test"))}
+    task = {"type": "image-classification", "name": "Image classification"}
+    return {
+        "library_name": "onnx",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "pytorch", *exported.formats, trained.model.name],
+        **({"datasets": [on_hub]} if on_hub else {}),
+        "metrics": [*metrics],
+        "model-index": [{"name": name, "results": [{"task": task, "dataset": dataset, "metrics": found}]}],
+    }
+
+
+def _on_hub(source: Spec) -> str:
+    """The name of the data on the Hub; empty if they are not from there."""
+    path = str(source.options.get("path", ""))
+    return path if source.name == "huggingface" and path and not Path(path).is_absolute() and not Path(path).exists() else ""
+
+
+def _first_words(trained: TrainedModel) -> str:
+    channels, height, width = trained.shape
+    kind = "grey" if channels == 1 else "colour"
+    return (
+        f"`{trained.model.name}`, for {kind} images of {height} by {width} pixels and {len(trained.classes)} classes. Trained for "
+        f"{trained.steps:,} steps on {trained.images:,} images, counting each time; of all steps, the weights of step "
+        f"{trained.selected['step']:,} were kept, by {trained.selected['by']}. The test split had no part in that."
+    )
+
+
+def _results(data: PreparedData, trained: TrainedModel, report: Report) -> str:
+    def row(split: str, found: Mapping[str, float]) -> str:
+        images = round(found["images"])
+        low, high = wilson(round(found["accuracy"] * images), images)
+        rest = " | ".join(f"{found[key]:.4f}" for key in ("balanced_accuracy", "macro_f1", "top5", "loss"))
+        return f"| {split} | {images:,} | {found['accuracy']:.4f} | {low:.4f} to {high:.4f} | {rest} |\n"
+
+    rows = row("test", report.test) + (row("validation", report.validation) if report.validation else "")
+    return (
+        "| split | images | accuracy | 95 % interval | balanced accuracy | macro F1 | top-5 | loss |\n"
+        f"| --- | --- | --- | --- | --- | --- | --- | --- |\n{rows}\n"
+        "The interval is Wilson's, of the share of all such images; it says nothing of other seeds, or of other images."
+    )
+
+
+def _data(source: Spec, data: PreparedData) -> str:
+    counts = ", ".join(f"{split} {count:,}" for split, count in data.counts.items())
+    doubles = sum(count for pair, count in data.duplicates.items() if "test" in pair and "train" in pair)
+    about = {"source": source.model_dump(mode="json"), "classes": data.classes[:FEW], "notes": data.notes}
+    more = f" {len(data.classes) - FEW:,} more classes are in `model.json`." if len(data.classes) > FEW else ""
+    return f"Images: {counts}; {doubles:,} of the test split are in the training split too, pixel for pixel.{more}\n\n{_json(about)}"
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    """A block that nothing in `value` can end: each line of it begins with a brace, a blank or a quotation mark."""
+    plain = json.dumps(value, indent=indent, ensure_ascii=False)
+    safe = all(c.isprintable() or c == "\n" for c in plain)  # what turns the direction of writing, say, is not
+    return f"```json\n{plain if safe else json.dumps(value, indent=indent)}\n```"
+
+
+def _formats(exported: ExportedModel) -> str:
+    left_out = "".join(f"\n\n`{name}` was left out: {why}." for name, why in exported.left_out.items())
+    made = environment()
+    return (
+        "| file | format | bytes | as the trained model | accuracy | logits differ by | ms, batch 1 | ms, batch 64 | images/s |\n"
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |\n"
+        f"{''.join(_format(name, one) for name, one in exported.formats.items())}\n"
+        f"Each file was opened by a process without the package that made it, and given all {exported.images:,} images of the test "
+        f"split; the trained model, in float32 by torch {made['torch']}, is right on {exported.accuracy:.4f} of them, and its largest "
+        f"logit is {exported.largest_logit:.3g}. Times are medians of up to {_most(exported)} runs on {exported.threads} "
+        f"thread{'s' if exported.threads != 1 else ''} of {made['cpu'] or 'a CPU'}, beside whatever else ran there; images/s are those of "
+        f"batch 64.{left_out}"
+    )
+
+
+def _format(name: str, made: Format) -> str:
+    ran = made.ran
+    if ran is None:
+        return f"| `{made.file}` | {name} | {made.bytes:,} | bit for bit | | | | | |\n"
+    times = " | ".join(f"{ms:.3g}" for ms in ran.latency.values())
+    return (
+        f"| `{made.file}` | {name} | {made.bytes:,} | {100 * ran.agreement:.2f} % of classes | {ran.accuracy:.4f} | {ran.difference:.2g} | "
+        f"{times} | {ran.images_per_second:,.0f} |\n"
+    )
+
+
+def _most(exported: ExportedModel) -> int:
+    return max(count for made in exported.formats.values() if made.ran for count in made.ran.runs.values())
+
+
+def _use(trained: TrainedModel, exported: ExportedModel) -> str:
+    """How to open each file, in five lines at most."""
+    shape = ", ".join(map(str, trained.shape))
+    how = [
+        f"`{made.file}`, {USE[name][0]}:\n\n```python\n{USE[name][1].format(file=made.file, shape=shape)}\n```"
+        for name, made in exported.formats.items()
+    ]
+    return (
+        f"Images are raw pixels, uint8 [batch, {shape}], as many as you like; normalisation and softmax are inside. `logits` and "
+        f"`probabilities` are float32 [batch, {len(trained.classes)}], in the order of the classes, which `model.json` holds besides the "
+        "architecture, the mean and the standard deviation.\n\n" + "\n\n".join(how)
+    )
+
+
+def _limits(source: Spec, data: PreparedData, trained: TrainedModel, exported: ExportedModel) -> str:
+    height, width = trained.shape[1:]
+    limits = [
+        f"It was tested on the test split of `{source.name}` and on nothing else: not on images of other origin, nor on worse ones.",
+        f"It takes {height} by {width} pixels. Others have to be scaled and cut first, as those it has learnt from were.",
+        f"Each image is given one of the {len(trained.classes)} classes; there is no answer for an image of none of them.",
+        *(
+            []
+            if trained.precision == "no"
+            else [f"It was trained and evaluated with train.precision={trained.precision}; the files compute in float32."]
+        ),
+    ]
+    if "int8" in exported.formats:
+        limits.append(f"The ranges of int8 are those of {min(CALIBRATION, data.counts['validation'])} validation images.")
+    if "aotinductor" in exported.formats:
+        limits.append("What AOTInductor has compiled runs on CPUs of the kind above, with the version of torch that made it.")
+    return "\n".join(f"- {limit}" for limit in limits)
+
+
+def _checksums(exported: ExportedModel) -> str:
+    names = [name for name in exported.files() if name != "README.md"]
+    rows = "".join(f"{hashlib.sha256((exported.dir / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
+    return f"`sha256sum -c` takes these lines:\n\n```\n{rows}```"
