@@ -64,7 +64,8 @@ def _head(name: str, source: Spec, trained: TrainedModel, report: Report, export
     metrics = {"accuracy": ("Accuracy", "accuracy"), "f1": ("F1, mean over classes", "macro_f1")}
     found = [{"type": kind, "name": words, "value": report.test[key]} for kind, (words, key) in metrics.items()]
     on_hub = _on_hub(source)
-    dataset = {"type": on_hub or source.name, "name": on_hub or source.name, "split": str(source.options.get("test", "test"))}
+    split = str(source.options.get("test", "test")) if source.name == "huggingface" else "test"
+    dataset = {"type": on_hub or source.name, "name": on_hub or source.name, "split": split}
     task = {"type": "image-classification", "name": "Image classification"}
     return {
         "library_name": "onnx",
