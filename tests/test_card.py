@@ -51,9 +51,10 @@ def artifact(whole: Path, stage: manifests.Stage[manifests.A]) -> manifests.A:
 
 def written(whole: Path, config: Config, classes: list[str]) -> str:
     """The card of the run, had its classes and its configuration been others."""
-    data, trained = (artifact(whole, stage).model_copy(update={"classes": classes}) for stage in (PREPARE, TRAIN))
+    data = artifact(whole, PREPARE).model_copy(update={"classes": classes, "notes": HOSTILE})
+    trained = artifact(whole, TRAIN).model_copy(update={"classes": classes})
     space: Any = SimpleNamespace(config=config)
-    return card(data.model_copy(update={"notes": HOSTILE}), trained, artifact(whole, EVALUATE), artifact(whole, EXPORT), space)
+    return card(data, trained, artifact(whole, EVALUATE), artifact(whole, EXPORT), space)
 
 
 def read(text: str) -> Any:
