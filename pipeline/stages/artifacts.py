@@ -2,9 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import Field, PositiveInt
-
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from pipeline.config import Spec
 from pipeline.data import shards
