@@ -15,6 +15,7 @@ import onnx
 import pytest
 from conftest import TINY, Run
 from onnx import numpy_helper
+from pickles import pickles
 from processes import launch
 
 from pipeline.config import ExportConfig, load
@@ -283,3 +284,4 @@ def test_every_format_of_every_kind_of_model_agrees(run: Run, tmp_path: Path, mo
         ran = found.formats[name].ran
         assert ran is not None
         assert ran.difference <= 1e-5 * found.largest_logit
+    assert {path.name: some for path in found.dir.iterdir() if (some := pickles(path.read_bytes()))} == {}

@@ -61,7 +61,9 @@ WORDS = {
     "data.source.train=0": "data.source.train: no such key; choose from size",
     "data.source={name: huggingface, revison: x}": "data.source.revison: no such key; did you mean 'revision'?",
     "evaluate.min_acuracy=1": "evaluate.min_acuracy: no such key; did you mean 'min_accuracy'?",
-    "export.format=onnx": "export.format: no such key; choose from tolerance",
+    "export.format=onnx": "export.format: no such key; did you mean 'formats'?",
+    "export.formats=[onxx]": "export.formats.0: no 'onxx'; did you mean 'onnx'?",
+    "export.int8_loss=2": "export.int8_loss: expected 1 or less (got 2)",
     "x.y.z=1": "x: no such key; choose from data, train, evaluate, export, run",
 }
 
