@@ -88,7 +88,7 @@ def read(paths: Iterable[Path], shape: tuple[int, ...], classes: int) -> Shards:
     for path in paths:
         try:
             found, numbers = _mapped(path, shape)
-        except (OSError, ValueError, LookupError, TypeError) as error:  # pyarrow's own are among them
+        except Exception as error:  # pyarrow raises whatever it meets first
             why = " ".join(str(error).split())[:200]
             raise DataError(f"{path} is no shard of images {'x'.join(map(str, shape))} ({why}); delete its folder and run again") from None
         if len(numbers) and not 0 <= numbers.min() <= numbers.max() < classes:
