@@ -121,9 +121,16 @@ def _add_sweep_and_jobs(commands: "argparse._SubParsersAction[_Parser]") -> None
 
 def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """What can be done with runs that are there."""
-    command = commands.add_parser("predict", help="class and probability of images")
-    command.add_argument("run", type=Path, metavar="RUN", help="the folder of a finished run, or of its export")
-    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE")
+    text = "classes and probabilities of images, by an export alone"
+    command = commands.add_parser("predict", help=text, description=text)
+    command.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export, or of a run, or its name in runs/")
+    command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file, or a folder of images and all folders below it")
+    command.add_argument("--top", type=_count, default=1, metavar="K", help="the K most probable classes of each; 1 if not given")
+    command.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="table if not given")
+    text = "an export on a page in the browser: draw, or drop a picture, and see the probabilities; until Ctrl-C"
+    command = commands.add_parser("demo", help=text, description=text)
+    command.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export, or of a run, or its name in runs/")
+    _add_address(command, 7860)
     text = "send an export and its card to the Hugging Face Hub, or to W&B; nothing that is there already is sent again"
     command = commands.add_parser("publish", help=text, description=text)
     command.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export, or of a finished run, or its name in runs/")
@@ -143,7 +150,11 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     text = "all runs of a folder in the browser, their curves over each other, live; until Ctrl-C"
     command = commands.add_parser("board", help=text, description=text)
     command.add_argument("folder", type=Path, nargs="?", default=Path("runs"), metavar="FOLDER", help="of runs; runs, if not given")
-    command.add_argument("--port", type=_port, metavar="N", help="8765, or the next that is free, if not given; 0: any")
+    _add_address(command, 8765)
+
+
+def _add_address(command: argparse.ArgumentParser, port: int) -> None:
+    command.add_argument("--port", type=_port, metavar="N", help=f"{port}, or the next that is free, if not given; 0: any")
     command.add_argument("--host", default="127.0.0.1", metavar="H", help="127.0.0.1, this machine alone, if not given; 0.0.0.0: anybody")
 
 

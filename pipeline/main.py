@@ -43,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _answer(options: argparse.Namespace) -> int:
     if options.command == "predict":
-        return _predict(options.run, options.images)
+        return _predict(options)
     if options.command == "publish":
         return _publish(_folder(options.export), options.target, dry_run=options.dry_run)
     if options.command == "report":
@@ -56,6 +56,8 @@ def _answer(options: argparse.Namespace) -> int:
         return _runs(options.folder, options.json)
     if options.command == "board":
         return _board(options.folder, options.host, options.port)
+    if options.command == "demo":
+        return _demo(options.export, options.host, options.port)
     if options.command in ("logs", "cancel"):
         return _attend(_folder(options.run), options)
     config = check(typed(options.words, options.data_dir))
@@ -185,11 +187,16 @@ def _words(options: argparse.Namespace) -> list[str]:
     return [*options.words, *([f"data.root={options.data_dir}"] if options.data_dir else [])]
 
 
-def _predict(run: Path, images: Sequence[Path]) -> int:
-    from pipeline.stages.predict import predict
+def _predict(options: argparse.Namespace) -> int:
+    from pipeline.predict import predict
 
-    for path, name, probability in predict(run, images):
-        print(f"{path}: {name} {probability:.4f}")
+    return predict(options.export, options.images, form=options.format, top=options.top)
+
+
+def _demo(export: Path, host: str, port: int | None) -> int:
+    from pipeline.demo import demo
+
+    demo(export, host, port)
     return 0
 
 

@@ -41,7 +41,7 @@ def test_help_names_every_command_and_exit_code() -> None:
     told = subprocess.run(
         [sys.executable, "-c", "from pipeline.main import main; main(['--help'])"], capture_output=True, text=True, check=True
     )
-    for word in ("run", "prepare", "train", "evaluate", "export", "status", "config", "predict", "75", "130"):
+    for word in ("run", "prepare", "train", "evaluate", "export", "status", "config", "predict", "demo", "75", "130"):
         assert word in told.stdout
 
 

@@ -13,8 +13,8 @@ from processes import launch
 from safetensors.numpy import load_file
 
 from pipeline.errors import DataError
+from pipeline.predict.exported import Exported
 from pipeline.runtime import files
-from pipeline.stages.predict import predict
 
 STRANGER = """
 import json, sys
@@ -74,9 +74,12 @@ def test_the_card_tells_results_and_use(run: Run, tmp_path: Path) -> None:
     assert 'onnxruntime.InferenceSession("model.onnx")' in card
 
 
+NO_EXPORT = "pipeline: no export in runs/none; give the folder of a finished run or of its export, or the name of a run in runs/"
+
+
 def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     no_run = launch(tmp_path, ["predict", "runs/none", "x.png"])
-    assert (no_run.code, no_run.output) == (2, "pipeline: no export in runs/none; give the folder of a finished run or of its export\n")
+    assert (no_run.code, no_run.output) == (2, f"{NO_EXPORT}\n")
     run()
     (tmp_path / "x.png").write_bytes(b"no image")
     broken = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
@@ -85,7 +88,7 @@ def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     missing = launch(tmp_path, ["predict", "runs/tiny", "y.png"])
     assert missing.code == 3
     PIL.Image.new("L", (50, 40)).save(tmp_path / "x.png")
-    assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.startswith("x.png: class ")
+    assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.splitlines()[1].startswith("x.png  class ")
     manifest = tmp_path / "runs/tiny/export/manifest.json"
     manifest.write_text(manifest.read_text().replace('"agreement": 1.0', '"agreement": 1.5'))
     changed = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
@@ -105,7 +108,7 @@ def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(ru
     assert ended.code == 0, ended.output
     told = launch(tmp_path, ["predict", "runs/tiny", f"data/test/{names[0]}/0.png"])
     assert told.code == 0, told.output
-    assert any(f": {name} " in told.output for name in names)
+    assert any(f" {name} " in told.output for name in names)
     (tmp_path / "runs/tiny/export/model.onnx").unlink()
     damaged = launch(tmp_path, ["predict", "runs/tiny", f"data/test/{names[0]}/0.png"])
     assert (damaged.code, "Traceback" in damaged.output) == (3, False)
@@ -123,4 +126,4 @@ def test_a_damaged_export_is_refused_and_the_file_named(tmp_path: Path, harmed: 
     else:
         path.write_bytes(path.read_bytes()[:-1] + b" ")
     with pytest.raises(DataError, match=f"is damaged: {path.name}"):
-        list(predict(tmp_path, []))
+        Exported.of(tmp_path)

@@ -39,9 +39,9 @@ def test_the_default_reads_real_digits_and_is_right_98_times_in_100(tmp_path: Pa
     zero = PIL.Image.fromarray(np.rint(load_digits().images[0] * 255 / 16).astype(np.uint8))
     zero.save(tmp_path / "zero.png")
     told = launch(tmp_path, ["predict", "runs/digits", "zero.png"])
-    name, _, answer = told.output.partition(": ")
-    assert (told.code, name, answer.split()[0]) == (0, "zero.png", "0")
-    assert float(answer.split()[1]) > 0.9
+    name, answer, probability = told.output.splitlines()[1].split()
+    assert (told.code, name, answer) == (0, "zero.png", "0")
+    assert float(probability) > 0.9
 
 
 def three_classes_are_many(_: int) -> None:

@@ -176,10 +176,10 @@ MUTANTS = (
     ),
     Mutant(
         "a damaged export predicts",
-        "stages/predict.py",
-        '(broken := files.damage(folder, manifest["outputs"]))',
-        "broken",
-        ("tests/test_export.py::test_a_damaged_export_is_refused_and_the_file_named[model.json]",),
+        "predict/exported.py",
+        "or files.damage(folder, outputs)",
+        "",
+        ("tests/test_export.py::test_a_damaged_export_is_refused_and_the_file_named[model.onnx]",),
     ),
 )
 

@@ -8,10 +8,8 @@
 """
 
 import contextlib
-import ipaddress
 import json
 import signal
-import socket
 import socketserver
 import sys
 import threading
@@ -28,6 +26,7 @@ from pipeline import reading
 from pipeline.board.curves import Curves
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.runs import Run, Runs, configuration, flat, read
+from pipeline.runtime import addresses
 from pipeline.runtime.console import say
 from pipeline.runtime.foreign import of_artifact
 from pipeline.runtime.signals import STOP_SIGNALS
@@ -95,7 +94,7 @@ class Board:
 class Server(ThreadingHTTPServer):
     def __init__(self, board: Board, host: str, port: int) -> None:
         self.board, self.host = board, host
-        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self.address_family = addresses.family(host)
         super().__init__((host, port), Answer)
 
     def server_bind(self) -> None:
@@ -109,15 +108,7 @@ class Server(ThreadingHTTPServer):
 
     @property
     def url(self) -> str:
-        host = socket.gethostname() if self.host in ("0.0.0.0", "::") else self.host  # noqa: S104 (compared)
-        return f"http://{f'[{host}]' if ':' in host else host}:{self.server_port}/"
-
-    def is_ours(self, host: str) -> bool:
-        """Whether a browser that asks for `host` can mean us: any other name may be an attacker's, made to lead here."""
-        name = urlsplit(f"//{host}").hostname or ""
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(name))
-        return name in {"localhost", self.host.lower(), socket.gethostname().lower()}
+        return addresses.url(self.host, self.server_port)
 
 
 class Answer(BaseHTTPRequestHandler):
@@ -128,7 +119,7 @@ class Answer(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         try:
             asked = urlsplit(self.path)
-            known = self.server.is_ours(self.headers.get("Host", ""))
+            known = addresses.is_ours(self.headers.get("Host", ""), self.server.host)
         except ValueError:
             return self._refuse(HTTPStatus.BAD_REQUEST)
         if not known:
@@ -235,7 +226,7 @@ def serve(folder: Path, host: str, port: int | None) -> None:
             signal.signal(number, signal.default_int_handler)
         with contextlib.suppress(KeyboardInterrupt):
             say(f"board of {folder}: {server.url}  (Ctrl-C ends it)")
-            if host in ("0.0.0.0", "::"):  # noqa: S104 (compared)
+            if host in addresses.PUBLIC:
                 say("whoever reaches this machine can read it")
             server.serve_forever()
     say("board: ended")

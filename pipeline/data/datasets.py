@@ -103,16 +103,11 @@ def folder(root: Path) -> Source:
     return Source(identity, load, "" if listed["train"] else f"no images in {root}")
 
 
-@functools.cache
-def _suffixes() -> frozenset[str]:
-    import PIL.Image
-
-    return frozenset(PIL.Image.registered_extensions())
-
-
 def _images(root: Path) -> list[tuple[str, Path]]:
     """(class, file) of every image in the class folders of `root`, in order of their names."""
-    kept = (p for p in root.glob("*/*") if p.suffix.lower() in _suffixes() and not p.name.startswith(".") and p.is_file())
+    from pipeline.data.images import suffixes  # Pillow has no hurry
+
+    kept = (p for p in root.glob("*/*") if p.suffix.lower() in suffixes() and not p.name.startswith(".") and p.is_file())
     return sorted((p.parent.name, p) for p in kept if not p.parent.name.startswith("."))
 
 

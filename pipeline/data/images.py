@@ -77,6 +77,12 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in FORMATS if name in PIL.Image.OPEN)
 
 
+@functools.cache
+def suffixes() -> frozenset[str]:
+    """Of the names of images, in lower case."""
+    return frozenset(suffix for suffix, name in PIL.Image.registered_extensions().items() if name in _formats())
+
+
 def grid(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str], columns: int = 10) -> PIL.Image.Image:
     """A picture of the first `columns` images of each class (of 20 at most), a row a class, its name on the left."""
     from PIL import ImageDraw, ImageFont

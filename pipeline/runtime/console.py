@@ -68,6 +68,35 @@ def _print(text: str) -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
+def put(text: str) -> None:
+    """`text` on stdout, as it is but for what no encoding has, above what is drawn: for other programs, and of the user's own names.
+
+    Raises:
+        OSError: nobody takes it, `BrokenPipeError` if the reader has left; nothing more can be written.
+    """
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
+    try:
+        with _live.aside() if _live else contextlib.nullcontext():
+            sys.stdout.write(text)
+            sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # or Python would try once more, and fail, as it ends
+        raise
+
+
+def warn(text: str) -> None:
+    """A line on stderr, above what is drawn."""
+    with _live.aside() if _live else contextlib.nullcontext():
+        print(f"pipeline: {hide(text)}", file=sys.stderr, flush=True)
+
+
+def visible(text: str) -> str:
+    """`text` in one line, in which nothing moves a cursor: a file may have any name, of any bytes."""
+    text = os.fsencode(text).decode(errors="backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+
+
 def write_to(log: Path) -> None:
     """Send all that this process prints, and what its libraries print, to the file `log`."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -4,12 +4,9 @@ import contextlib
 import functools
 import hashlib
 import itertools
-import multiprocessing
 import os
-import signal
-import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import DataConfig
 from pipeline.data import shards
+from pipeline.data.cores import cores
 from pipeline.data.datasets import RawData
 from pipeline.data.images import grid, pixels
 from pipeline.data.raw import RawDataset, RawSplit
@@ -25,7 +23,6 @@ from pipeline.errors import DataError, PipelineError
 from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.launch import StopFlag
 from pipeline.runtime.runner import Workspace
-from pipeline.runtime.signals import STOP_SIGNALS, die_with_parent
 from pipeline.stages.artifacts import PreparedData
 
 BLOCK = 1024  # images decoded at a time
@@ -148,32 +145,18 @@ def _image(
 
 @contextlib.contextmanager
 def _cores(count: int, stop: StopFlag) -> Iterator[Callable[..., Iterator[Any]]]:
-    """`map` over so many processes: threads would take turns at small images, four times as slowly as one alone.
+    """`map` over so many processes.
 
     Raises:
         PipelineError: one of them was killed.
     """
-    if count == 1:
-        yield map
-        return
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     try:
-        with ProcessPoolExecutor(count, context, initializer=_serve) as pool:
-            before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
-            pool.submit(int)  # forks them: one that is told to end before it serves has to hear of it when it does
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-            yield functools.partial(pool.map, chunksize=CHUNK)
+        with cores(count, CHUNK) as each:
+            yield each
     except BrokenExecutor:
         if stop:  # all processes were told to
             raise stop.interrupted("while preparing") from None
         raise PipelineError("a process that decodes images was killed, for want of memory perhaps; the same command begins again") from None
-
-
-def _serve() -> None:
-    """Leave signals to the process that prepares, but for the one by which a pool ends the others when one was killed; and end with it."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, {*STOP_SIGNALS} - {signal.SIGTERM})
-    die_with_parent()
 
 
 def _check(raw: RawDataset) -> None:

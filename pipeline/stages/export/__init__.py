@@ -31,8 +31,8 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
     with contextlib.closing(show_progress("export", total=2 * len(names) + 1, units="parts")) as progress:
         left_out = {name: why for name in names if (why := _write(name, source, space, progress))}
         exported = _checked([name for name in names if name not in left_out], left_out, source, report, config, space, progress)
-    about = {"model": trained.model.model_dump(), **trained.model_dump(mode="json", include={"shape", "classes", "mean", "std"})}
-    files.write_json(space.dir / "model.json", about)
+    about = trained.model_dump(mode="json", include={"model", "shape", "classes", "mean", "std"})
+    files.write_json(space.dir / "model.json", {**about, "source": space.config.data.source.name})
     files.write_whole(space.dir / "README.md", card(data, trained, report, exported, space))
     return exported
 
