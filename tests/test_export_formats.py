@@ -265,8 +265,8 @@ MODELS = {
     "resnet18": ["train.model={name: resnet18, width: 4}"],
     "resnet18, grey, two processes": ["train.model={name: resnet18, width: 4}", "data.channels=1"],
     "a transformer": ["train.model={name: timm, arch: test_vit}", "data.size=32"],
-    "a transformer of torchvision, bfloat16": ["train.model={name: torchvision, arch: swin_t}", "data.size=32", "train.precision=bf16"],
-    "a convnet of timm": ["train.model={name: timm, arch: test_efficientnet}", "data.size=32"],
+    "torchvision, bfloat16": ["train.model={name: torchvision, arch: squeezenet1_1}", "data.size=32", "train.precision=bf16"],
+    "a convnet of timm": ["train.model={name: timm, arch: test_resnet}", "data.size=32"],
     "dropout, float64": ["train.model={name: wrn_16_4, depth: 10, widen: 1, dropout: 0.3}", "train.precision=fp64"],
 }
 
