@@ -27,6 +27,7 @@ from pipeline.learning.schedules import AVERAGES, SCHEDULES
 from pipeline.learning.start import BEGINNINGS
 from pipeline.plan import check
 from pipeline.runtime.trackers import TRACKERS
+from pipeline.stages.export.formats import FORMATS
 
 WORDS = {
     "train.lr": "cannot read the configuration train.lr: No such file or directory; a setting is written as section.key=value",
@@ -418,6 +419,10 @@ COMMANDS = {
     ("logs", "x", "--nonsense"): "logs: --nonsense is not understood; choose from --help, --follow, --rank",
     ("cancel", "x", "--nonsense"): "cancel: --nonsense is not understood; choose from --help",
     ("predict", "x", "y", "--nonsense"): "predict: --nonsense is not understood; choose from --help",
+    ("demo", "x", "--nonsense"): "demo: --nonsense is not understood; choose from --help, --port, --host",
+    ("demo",): "demo: the following arguments are required: EXPORT",
+    ("demo", "none"): "no export in none; give the folder of a finished run or of its export, or the name of a run in runs/",
+    ("demo", "x", "--port", "a"): "demo: --port: 'a' is no port; give a number up to 65535, or 0 for any that is free",
     ("publish", "x", "hub:a/b", "--nonsense"): "publish: --nonsense is not understood; choose from --help, --dry-run",
     ("publish", "x"): "publish: the following arguments are required: TARGET",
     ("publish", "none", "hub:a/b"): "none is no folder of a run, nor runs/none",
@@ -721,6 +726,7 @@ TABLES: dict[str, Mapping[str, Any]] = {
     "train.mix": MIXES,
     "train.average": AVERAGES,
     "evaluate.views": VIEWS,
+    "export.formats": FORMATS,
     "run.trackers": TRACKERS,
 }
 
