@@ -11,9 +11,10 @@ SOME = 7  # one case in so many is struck by default
 
 
 def every() -> list[object]:
-    """The cases; those that need finished runs, and most others, for the soak."""
+    """The cases; the slow ones, those that need finished runs, and most others, for the soak."""
     cases = hostile.cases()
-    rare = {case for number, case in enumerate(cases) if number % SOME or case in hostile_runs.IN_RUNS}
+    slow = {case for case in cases if " GB" in case.name or case.reader.startswith("Parquet")}
+    rare = {case for number, case in enumerate(cases) if number % SOME} | slow | {*hostile_runs.IN_RUNS}
     return [pytest.param(case, id=f"{case.reader}: {case.name}", marks=[pytest.mark.soak] * (case in rare)) for case in cases]
 
 
