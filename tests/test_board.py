@@ -198,7 +198,8 @@ def test_a_number_that_no_computer_holds_is_left_out(server: Server, runs: Path)
 
 def test_a_configuration_that_holds_itself_is_refused(server: Server, runs: Path) -> None:
     (runs / "tiny/config.yaml").write_text("train: &t {model: *t}\n")
-    assert asked(server, "/api/curves?run=tiny")[0] == 503
+    assert asked(server, "/api/curves?run=tiny")[0] == 404
+    assert "tiny is left out: its config.yaml is not YAML" in told(server, "/api/runs")["left_out"][0]
 
 
 def test_a_folder_that_is_gone_is_said(server: Server, runs: Path) -> None:

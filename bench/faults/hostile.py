@@ -8,11 +8,13 @@ folder, no more than `SECONDS` of processor time and `MEMORY` are taken.
 import argparse
 import contextlib
 import json
+import multiprocessing.connection
 import multiprocessing.util
 import os
 import resource
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +29,7 @@ from bench.faults import report
 MEMORY, SECONDS = 1 << 30, 10.0  # of a case, beyond what a process has that does nothing
 PATIENCE = 120.0  # seconds after which a case hangs, on a machine that others use
 OURS = {"git"}  # programs that are started in any case
+ONE = threading.Lock()  # two threads that ask for exit codes may take each other's
 Make = Callable[[Path], None]
 
 
@@ -84,11 +87,14 @@ def strike(case: Case, folder: Path) -> Found:
     case.make(work)
     before = {path.name for path in folder.iterdir()}
     environment = {"HOME": str(home), "HF_HOME": str(home / "hf"), "TMPDIR": str(home), "PATH": f"{home / 'bin'}:{os.environ['PATH']}"}
-    (process,) = begin(work, case.words, before=partial(watched, folder), environment={**environment, "HF_HUB_OFFLINE": "1"})
-    process.join(PATIENCE)
-    if (code := process.exitcode) is None:
-        process.kill()
+    with ONE:
+        (process,) = begin(work, case.words, before=partial(watched, folder), environment={**environment, "HF_HUB_OFFLINE": "1"})
+    ended = bool(multiprocessing.connection.wait([process.sentinel], PATIENCE))
+    with ONE:
+        if not ended:
+            process.kill()
         process.join()
+        code = process.exitcode if ended else None
     used: dict[str, float] = {"memory": 2 * MEMORY, "seconds": PATIENCE}  # if it was killed
     if (folder / "used.json").exists():
         used = json.loads((folder / "used.json").read_text())
