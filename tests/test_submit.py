@@ -47,6 +47,26 @@ def names(folder: Path) -> list[str]:
     return [path.name for path in folder.iterdir() if path.name != "output.txt"]
 
 
+@pytest.mark.parametrize(
+    ("time", "seconds"),
+    [
+        ("04:00:00", 120),
+        ("8", 120),
+        ("4", 60),
+        ("2:00", 30),
+        ("00:02:00", 30),
+        ("1", 15),
+        ("0:01", 1),
+        ("1-0", 120),
+        ("0-0:4", 60),
+        ("0-00:00:20", 5),
+    ],
+)
+def test_a_short_job_is_warned_after_three_quarters_of_its_time(time: str, seconds: int) -> None:
+    script = Script.model_validate({"title": "Short", "words": ("tiny.yaml",), "time": time})
+    assert f"--signal=USR1@{seconds}" in directives(text(script))
+
+
 def directives(script: str) -> list[str]:
     """The options that SLURM finds: it reads comments up to the first command."""
     found = []

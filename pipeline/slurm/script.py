@@ -38,6 +38,15 @@ class Script(BaseModel):
     seeds: Annotated[str, fits(r"(\d+-\d+)?", "as 0-4")] = ""  # of an array
     site: Site = Site()
 
+    @property
+    def warning(self) -> int:
+        """Seconds before the time limit at which SLURM warns the job: 120, or a quarter of a limit that is shorter than 8 minutes."""
+        days, _, rest = self.time.rpartition("-")
+        parts = [int(part) for part in rest.split(":")]
+        units = (3600, 60, 1) if days or len(parts) == 3 else (60, 1)
+        limit = int(days or 0) * 86400 + sum(part * unit for part, unit in zip(parts, units, strict=False))
+        return max(1, min(120, limit // 4))
+
 
 def text(script: Script) -> str:
     """The script as it is submitted; looked at by bash, if there is one.
@@ -52,7 +61,9 @@ def text(script: Script) -> str:
         keep_trailing_newline=True,
         undefined=jinja2.StrictUndefined,
     )
-    found = environment.get_template("job.sbatch.j2").render(script.model_dump() | {"python": script.site.command})
+    found = environment.get_template("job.sbatch.j2").render(
+        script.model_dump() | {"python": script.site.command, "warning": script.warning}
+    )
     try:
         looked = subprocess.run(["bash", "-n"], input=found, capture_output=True, text=True, check=False)  # noqa: S607
     except FileNotFoundError:
