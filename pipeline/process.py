@@ -34,6 +34,7 @@ LOST = re.compile(  # in what torch raises when a process, or its machine, is go
     re.IGNORECASE,
 )
 TAKEN = re.compile(r"port: (\d+).*EADDRINUSE")
+UNANSWERED = 60.0  # seconds
 STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
 
 
@@ -54,12 +55,24 @@ class Process:
     def open_world(self, config: Config) -> "World":
         if self.world is None:
             self.stop.waits = True
+            if self.launch.size > 1:
+                self._wait_for_main()
             self.world = self.join(config)
             self.stop.waits = False
             self.last.enter_context(self.world)
             if config.run.hang_timeout is not None:
                 self._watch(self.world, config.run.hang_timeout.total_seconds())
         return self.world
+
+    def _wait_for_main(self) -> None:
+        """Raises PipelineError if its host is not there, or a next life has begun meanwhile: torch would wait for hours."""
+        from pipeline.runtime import probe
+
+        def look() -> None:
+            if lost := claims.succeeded(self.place / ".run", self.place):
+                raise Lost(lost)
+
+        probe.wait_for_main(UNANSWERED, look, is_main=self.launch.is_main)
 
     def join(self, config: Config) -> "World":
         """The processes as `config` wants them; they meet but once."""

@@ -69,8 +69,7 @@ class Claim:
         if (self.place / OWNER).exists() or self._left.is_set():  # in this order: we may be leaving just now
             return ""
         owner = _read(newest(self.path, "claim"))
-        how = f"taken over by {owner.host} pid {owner.pid} at {owner.since}" if owner else "removed"
-        return f"{self.shown} was {how}; this one leaves"
+        return _taken_over(self.shown, owner) if owner else f"{self.shown} was removed; this one leaves"
 
     def folder(self, adopt: Path | None = None) -> Path:
         """What to work in: that of the life before, or else `adopt` if there is one, or else an empty one."""
@@ -151,6 +150,12 @@ def holder(path: Path) -> Owner | None:
     return _holder(newest(path, "claim"), Owner.here(), now=time.time())
 
 
+def succeeded(path: Path, shown: Path) -> str:
+    """Who has worked in it since, in a line, if SLURM has started this job again by now; empty if it has not."""
+    owner = _read(newest(path, "claim"))
+    return _taken_over(shown, owner) if owner and owner.follows(Owner.here()) else ""
+
+
 def held_by(path: Path, host: str, pid: int) -> Path | None:
     """The claim on `path`, if it is of that process."""
     place = newest(path, "claim")
@@ -202,6 +207,10 @@ def _holder(place: Path | None, mine: Owner, *, now: float) -> Owner | None:
     except (FileNotFoundError, ValueError, TypeError, RecursionError):  # it has left; or a power cut has left the file empty
         return None
     return None if gone else owner
+
+
+def _taken_over(shown: Path, owner: Owner) -> str:
+    return f"{shown} was taken over by {owner.host} pid {owner.pid} at {owner.since}; this one leaves"
 
 
 def _kernel() -> str:

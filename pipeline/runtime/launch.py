@@ -10,6 +10,7 @@ import os
 import re
 import select
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from pathlib import Path
 from types import FrameType
 
 from pipeline.config import RunConfig
-from pipeline.errors import ConfigError, Interrupted
+from pipeline.errors import ConfigError, Interrupted, TakenOver
 from pipeline.runtime.signals import STOP_SIGNALS, exit_code
 
 GRACE, WARNED = 3.0, 20.0  # seconds; the latter after USR1 and USR2, which schedulers send well ahead of the end
@@ -144,8 +145,26 @@ def prepare_process(run: RunConfig, launch: Launch) -> int:
     os.environ.setdefault("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # restarts under torchrun: 20 of 20, not 7
     threads = run.threads or _cores(launch)
     os.environ["OMP_NUM_THREADS"] = str(threads)
+    if launch.size > launch.local_size and (found := interface(os.environ.get("MASTER_ADDR", "localhost"))):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", found)
     keep_freed_memory()
     return threads
+
+
+def interface(address: str) -> str:
+    """The network by which this host reaches, or has, the address where the processes of several hosts meet; "" if none is known.
+
+    Gloo by itself takes the one that the host's own name stands for: on Debian the loopback, which no other host reaches.
+    """
+    import psutil
+
+    with contextlib.suppress(OSError):  # what cannot be found or reached is told of when the processes are to meet
+        family, _, _, _, place = socket.getaddrinfo(address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, socket.SOCK_DGRAM) as asked:
+            asked.connect(place)  # sends nothing
+            here = asked.getsockname()[0]
+        return next((name for name, known in psutil.net_if_addrs().items() if here in [each.address for each in known]), "")
+    return ""
 
 
 def _cores(launch: Launch) -> int:
@@ -172,7 +191,7 @@ class StopFlag:
     taken for the same one, since a terminal and a launcher may each deliver it.
 
     While `waits` is set the process only waits for others, perhaps in C++, where handlers never run, and has
-    nothing to keep: told to stop, it leaves after `GRACE` or `WARNED` unless they come by then. For
+    nothing to keep: told to stop, or taken over, it leaves after `GRACE` or `WARNED` unless they come by then. For
     that Python tells a thread of signals as well, which also sees when torchrun or accelerate are gone.
     """
 
@@ -235,8 +254,8 @@ class StopFlag:
             if launched and os.getppid() != parent:
                 launched = False
                 os.kill(os.getpid(), signal.SIGTERM)
-            waited = waited + TICK * (not ready) if self.waits and self.signal else 0.0
+            waited = waited + TICK * (not ready) if self.waits and (self.signal or self.lost) else 0.0
             if waited >= (WARNED if self.signal in (signal.SIGUSR1, signal.SIGUSR2) else GRACE):
-                stopped = self.interrupted("before it had begun")
+                stopped = TakenOver(self.lost) if self.lost else self.interrupted("before it had begun")
                 self.last_words(stopped.exit_code, str(stopped))
                 os._exit(stopped.exit_code)

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +15,11 @@ import torch
 from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 
 from pipeline.config import RunConfig
-from pipeline.errors import PipelineError
+from pipeline.errors import Lost, PipelineError
 from pipeline.runtime.launch import Launch
 
-TRY, POLL = 0.2, 0.002  # seconds between two attempts to connect; between two looks for a word
+TRY, POLL, WAIT = 0.2, 0.002, 1.0  # seconds between two attempts to connect; between two looks for a word; of a wait for hours
+BRIEF = 10.0  # seconds
 NVIDIA = Path("/proc/driver/nvidia")
 
 
@@ -111,6 +112,13 @@ def place() -> tuple[str, int]:
     return address, int(port)
 
 
+def _is_free(port: int) -> bool:
+    with contextlib.suppress(PipelineError):
+        _see_free(port)
+        return True
+    return False
+
+
 def _see_free(port: int) -> None:
     try:
         socket.create_server(("", port)).close()
@@ -123,16 +131,45 @@ def _see_free(port: int) -> None:
 def _reach(address: str, port: int, seconds: float, cure: str) -> None:
     """Connect, until it succeeds: the main process may come later."""
     end = time.monotonic() + seconds
-    while True:
-        try:
-            socket.create_connection((address, port), timeout=max(TRY, end - time.monotonic())).close()
-        except OSError as error:
-            if time.monotonic() + TRY > end:
-                why = error.strerror or error
-                raise PipelineError(f"cannot reach {address}:{port} within {seconds:.0f} s: {why}; {cure}") from None
-            time.sleep(TRY)
-        else:
-            return
+    while error := refusal(address, port, max(TRY, end - time.monotonic())):
+        if time.monotonic() + TRY > end:
+            raise _unreached(address, port, seconds, error, cure)
+        time.sleep(TRY)
+
+
+def refusal(address: str, port: int, seconds: float) -> OSError | None:
+    """Why no connection is to be had, within so many seconds; None if one is."""
+    try:
+        with socket.create_connection((address, port), timeout=seconds) as reached:
+            alone = reached.getsockname() == reached.getpeername()  # drawn for its own end, and so met nobody
+    except OSError as error:
+        return error
+    return ConnectionRefusedError() if alone else None
+
+
+def wait_for_main(seconds: float, look: Callable[[], None], *, is_main: bool) -> None:
+    """Until the main process listens, which may have data to look at first; calls `look` meanwhile, about once a second.
+
+    The main process itself only has to be where the others look for it, and its port free: connections may have it for a moment.
+
+    Raises:
+        PipelineError: its host has not answered for so many seconds.
+    """
+    address, port = place()
+    began = answered = time.monotonic()
+    while error := refusal(address, port, WAIT):
+        if isinstance(error, ConnectionRefusedError):
+            if is_main and (_is_free(port) or time.monotonic() - began > BRIEF):
+                return
+            answered = time.monotonic()
+        elif time.monotonic() - answered > seconds:
+            raise _unreached(address, port, seconds, error, UNREACHED)
+        look()
+        time.sleep(min(WAIT, POLL + (time.monotonic() - began) / 10))
+
+
+def _unreached(address: str, port: int, seconds: float, error: OSError, cure: str) -> Lost:
+    return Lost(f"cannot reach {address}:{port} within {seconds:.0f} s: {error.strerror or error}; {cure}")
 
 
 ANOTHER = "set MASTER_PORT to a port that nobody else has"
