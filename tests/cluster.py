@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes on this machine, started for the tests and stopped after them.
+"""A real SLURM of some nodes on this machine, started for the tests and stopped after them.
 
 munged, slurmctld and a slurmd a node, from Debian's packages, run as root, with all they keep in
 one folder. No systemd, no cgroups; the nodes share a host name and differ in their ports.
@@ -11,7 +11,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from random import randrange
 
@@ -19,7 +19,6 @@ from processes import free_port
 
 PROGRAMS = {"munged": "munge", "slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client"}  # and their packages
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"
-NODES = ("node1", "node2")
 ENDED = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY"}
 
 SLURM_CONF = """\
@@ -52,12 +51,14 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=1,bf_interval=1
 KillWait=5
 {nodes}
 PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+{further}
 """
 
 
 @dataclass(frozen=True)
 class Cluster:
     folder: Path
+    daemons: "dict[str, subprocess.Popen[bytes]]" = field(default_factory=dict)  # munged, slurmctld, and by the names of nodes
 
     @property
     def environment(self) -> dict[str, str]:
@@ -76,6 +77,33 @@ class Cluster:
         words = self.call("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
 
+    def start(self, name: str) -> None:
+        """A daemon, which may have run before: `munged`, `slurmctld` or that of a node."""
+        program = name if name in PROGRAMS else "slurmd"
+        path = shutil.which(program, path=PATH)
+        assert path is not None, program
+        with (self.folder / "daemons.log").open("ab") as log:
+            self.daemons[name] = subprocess.Popen(
+                [path, *self._arguments(name)], cwd=self.folder, env=self.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            )
+
+    def kill(self, name: str) -> None:
+        """As a power cut does."""
+        self.daemons[name].kill()
+        self.daemons[name].wait()
+
+    def _arguments(self, name: str) -> list[str]:
+        if name == "munged":
+            files = {
+                "socket": "munge.socket",
+                "key-file": "munge.key",
+                "log-file": "munged.log",
+                "pid-file": "munged.pid",
+                "seed-file": "seed",
+            }
+            return ["--foreground", "--force", *(f"--{option}={self.folder / file}" for option, file in files.items())]
+        return ["-D", "-f", str(self.folder / "slurm.conf"), *(["-N", name] if name != "slurmctld" else [])]
+
     def logs(self) -> str:
         """The last words of the daemons, for a message."""
         return "\n".join(f"{path.name}:\n{_tail(path)}" for path in sorted(self.folder.glob("*.log")))
@@ -90,19 +118,18 @@ def missing() -> str:
 
 
 @contextlib.contextmanager
-def cluster(folder: Path) -> Iterator[Cluster]:
-    """Two idle nodes; `folder` must be empty, its path short (a socket's is at most 107 characters)."""
+def cluster(folder: Path, nodes: int = 2, further: str = "") -> Iterator[Cluster]:
+    """So many idle nodes; `folder` must be empty, its path short (a socket's is at most 107 characters); `further` lines of slurm.conf."""
     started = Cluster(folder)
-    _configure(folder)
+    names = [f"node{number}" for number in range(1, nodes + 1)]
+    _configure(folder, names, further)
     with contextlib.ExitStack() as running:
-        socket_file = folder / "munge.socket"
-        files = {"socket": "munge.socket", "key-file": "munge.key", "log-file": "munged.log", "pid-file": "munged.pid", "seed-file": "seed"}
-        _start(running, started, "munged", "--foreground", "--force", *(f"--{option}={folder / name}" for option, name in files.items()))
-        until(socket_file.exists, 20, started.logs)
-        _start(running, started, "slurmctld", "-D", "-f", str(folder / "slurm.conf"))
-        for node in NODES:
-            _start(running, started, "slurmd", "-D", "-N", node, "-f", str(folder / "slurm.conf"))
-        until(lambda: _states(started) == ["idle"] * len(NODES), 60, started.logs)
+        running.callback(_stop, started)
+        started.start("munged")
+        until((folder / "munge.socket").exists, 20, started.logs)
+        for name in ("slurmctld", *names):
+            started.start(name)
+        until(lambda: _states(started) == ["idle"] * nodes, 60, started.logs)
         running.callback(_end_jobs, started)
         yield started
 
@@ -119,39 +146,31 @@ def until(true: Callable[[], bool], seconds: float, otherwise: Callable[[], str]
         time.sleep(0.05)
 
 
-def _configure(folder: Path) -> None:
-    for name in ("state", *NODES):
+def _configure(folder: Path, names: list[str], further: str) -> None:
+    for name in ("state", *names):
         (folder / name).mkdir()
     (folder / "munge.key").write_bytes(os.urandom(64))
     (folder / "munge.key").chmod(0o400)
     host = socket.gethostname().partition(".")[0]
-    nodes = [f"NodeName={node} NodeAddr=127.0.0.1 NodeHostname={host} Port={free_port()} CPUs=4 RealMemory=1000" for node in NODES]
-    text = SLURM_CONF.format(host=host, folder=folder, port=free_port(), first_job=randrange(1, 10000), nodes="\n".join(nodes))
+    nodes = "\n".join(f"NodeName={name} NodeAddr=127.0.0.1 NodeHostname={host} Port={free_port()} CPUs=4 RealMemory=1000" for name in names)
+    text = SLURM_CONF.format(host=host, folder=folder, port=free_port(), first_job=randrange(1, 10000), nodes=nodes, further=further)
     (folder / "slurm.conf").write_text(text)
 
 
-def _start(running: contextlib.ExitStack, cluster: Cluster, program: str, *arguments: str) -> None:
-    """A daemon that ends with the stack."""
-    path = shutil.which(program, path=PATH)
-    assert path is not None, program
-    with (cluster.folder / "daemons.log").open("ab") as log:
-        daemon = subprocess.Popen(
-            [path, *arguments], cwd=cluster.folder, env=cluster.environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log
-        )
-    running.callback(_stop, daemon)
-
-
-def _stop(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
-    try:
-        daemon.wait(10)
-    except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()
+def _stop(cluster: Cluster) -> None:
+    for daemon in [*cluster.daemons.values()][::-1]:
+        daemon.terminate()
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
 
 
 def _states(cluster: Cluster) -> list[str]:
-    done = subprocess.run(["sinfo", "-h", "-N", "-o", "%T"], env=cluster.environment, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(
+        ["sinfo", "-h", "-N", "-p", "main", "-o", "%T"], env=cluster.environment, capture_output=True, text=True, timeout=60
+    )
     return done.stdout.split()
 
 
