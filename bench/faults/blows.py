@@ -131,8 +131,12 @@ def _fenced(job: Job, node: str, doomed: list[int]) -> list[str]:
 
 
 def _made(folder: Path) -> dict[str, str]:
-    """All that is of the run, but for what is told to W&B, which those of the new life may be at yet."""
-    return {path: digest for path, digest in kept(folder).items() if "wandb" not in Path(path).parts and Path(path).name != LOCK}
+    """All that is of the run, but for what its script prints, and what is told to W&B, which those of the new life may be at yet."""
+    return {
+        path: digest
+        for path, digest in kept(folder).items()
+        if "wandb" not in Path(path).parts and Path(path).name not in (LOCK, "job.log")
+    }
 
 
 KINDS: dict[str, Callable[[Job, str, random.Random], Blow]] = {
