@@ -19,7 +19,7 @@ RECIPES = {
     "mixes": ["train.mix=[mixup, cutmix]", "train.augment=[flip]"],
     "adam, clipped, averaged, warmed up": [
         *("train.optimizer=adamw", "train.lr=0.003", "train.clip=0.5"),
-        *("train.average={name: ema, decay: 0.9, every: 3}", "train.warmup=1"),
+        *("train.average={name: ema, decay: 0.9, every: 3}", "train.warmup=0.5"),
     ],
     "muon": ["train.optimizer={name: muon, normalize: true, rest: sgd, bias_lr: 4}", "train.lr=0.01"],
     "muon and adamw, plateau": ["train.optimizer=muon", "train.lr=0.01", "train.schedule={name: plateau, patience: 0, factor: 0.5}"],

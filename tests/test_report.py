@@ -225,11 +225,10 @@ def test_an_evaluation_that_fails_its_gate_has_a_page_that_says_so(run: Run, tmp
 
 
 def test_what_cannot_be_reported_on_is_said_in_one_line(run: Run, tmp_path: Path) -> None:
-    for folder in ("nowhere", "runs/tiny"):
-        ended = launch(tmp_path, ["report", folder])
-        assert ended.code == 2
-        assert ended.output == f"pipeline: {folder} has no evaluation to report on; `pipeline evaluate` with its configuration makes one\n"
-        run(until="train")
+    run(until="train")
+    ended = launch(tmp_path, ["report", "runs/tiny"])
+    assert ended.code == 2
+    assert ended.output == "pipeline: runs/tiny has no evaluation to report on; `pipeline evaluate` with its configuration makes one\n"
     run("train.steps=2", until="evaluate")
     run("train.steps=3", until="train")
     ended = launch(tmp_path, ["report", "runs/tiny"])

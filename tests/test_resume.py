@@ -131,4 +131,4 @@ def test_stopped_before_its_first_checkpoint_it_says_that_it_starts_again(run: R
 def test_what_waits_for_a_validation_that_never_comes_is_refused(run: Run, what: str) -> None:
     ended = run("data.validation=0", what, until="train")
     assert ended.code == 2
-    assert "looks at the validation split, which is empty; raise data.validation" in ended.output
+    assert "looks at the validation split, but data.validation=0; raise that" in ended.output

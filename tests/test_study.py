@@ -166,7 +166,8 @@ def test_a_seed_that_fails_is_named_and_the_others_still_run(studied: Path) -> N
 
 
 def test_what_would_befall_each_seed_ends_them_all(tmp_path: Path) -> None:
-    (tmp_path / "artifacts").write_text("a file where a folder should be")
+    (tmp_path / "artifacts").mkdir()
+    (tmp_path / "artifacts/prepare").write_text("a file where a folder should be")
     ended = launch(tmp_path, ["seeds", "2", *WORDS])
     assert ended.code == 1
     assert ended.output.count("seed ") == 1

@@ -90,7 +90,7 @@ MUTANTS = (
     ),
     Mutant("retention removes the new one", STATE, "here + 1 - keep", "here + 2 - keep", CHECKPOINTS),
     Mutant("the record is not compared", STATE, "if not files.begins_with(", "if () and not files.begins_with(", CHECKPOINTS),
-    Mutant("the position is one too far after resume", STATE, '= manifest["step"],', '= manifest["step"] + 1,', CHECKPOINTS),
+    Mutant("the position is one too far after resume", STATE, '= int(manifest["step"]),', '= int(manifest["step"]) + 1,', CHECKPOINTS),
     Mutant("resume forgets the tally", STATE, "tally.sums.copy_(", "tally.sums.mul_(0 * ", CHECKPOINTS),
     Mutant("each process counts the tally of all", STATE, "tallies.sum(0) * (rank == 0)", "tallies.sum(0)", CHECKPOINTS),
     Mutant("best weights are not restored", STATE, '(path / "best.safetensors").exists()', "False", CHECKPOINTS),
