@@ -144,6 +144,20 @@ def test_one_whose_record_has_changed_is_not_gone_on_from(kept: Kept) -> None:
     assert kept.restore(new()) == "step-000000001"
 
 
+@pytest.mark.parametrize("trouble", [torch.OutOfMemoryError, torch.AcceleratorError])
+def test_a_device_that_fails_is_no_reason_to_delete_one(kept: Kept, trouble: type[RuntimeError]) -> None:
+    state, again = new(), new()
+    advance(state, 1)
+    kept.save(state)
+
+    def fail(*_: object) -> None:
+        raise trouble("of the device")
+
+    again.optimizers[0].register_load_state_dict_pre_hook(fail)
+    with pytest.raises(trouble, match="of the device"):
+        kept.restore(again)
+
+
 @pytest.mark.parametrize("size", [1, 2, 3])
 def test_open_sums_of_other_processes_are_counted_once(kept: Kept, size: int) -> None:
     state = new()

@@ -257,6 +257,8 @@ def restore(state: TrainState, space: Path, ranks: range, size: int, environment
             _load(state, path, manifest, is_main=0 in ranks)
             then = dict(manifest["environment"])
             tallies = torch.tensor(manifest["tallies"], dtype=torch.float64).reshape(-1, 3)
+        except (torch.OutOfMemoryError, torch.AcceleratorError):  # which say nothing of the checkpoint
+            raise
         except (SafetensorError, LookupError, TypeError, ValueError, RuntimeError, AssertionError) as error:  # it has other tensors, say
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             raise DataError(f"{path} is whole, but no checkpoint of this training ({why}); delete it and run again") from None
