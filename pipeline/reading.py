@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 LARGEST = 16 << 20  # bytes of a file that is read to be parsed: JSON may take twenty times as many in memory
+MATRICES = 1 << 26  # of a metrics.json: each of up to four confusion matrices of 1,000 classes takes 11 million, or more
 YAML = 1 << 18  # bytes of a file of it, which is read more slowly
 VALUES, DEEP = 100_000, 50  # in a document, with what its aliases stand for; and in each other
 DIGITS = 400  # of a number: the largest that a float can be has 309

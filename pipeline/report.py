@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from pipeline import reading
 from pipeline.config import Config
 from pipeline.errors import ConfigError, of_the_machine
 from pipeline.plan import PREPARE, TRAIN, check
@@ -40,7 +41,7 @@ def remake(run: Path) -> Path:
         if str(PAGE) in evaluation.outputs:
             raise ConfigError(f"{run}: an earlier version evaluated it, and its page cannot change; `pipeline evaluate` makes both again")
         made["evaluate"] = evaluation
-    of = evaluation.reasons if evaluation else mapping(json_in(place / "metrics.json").get("of"))
+    of = evaluation.reasons if evaluation else mapping(json_in(place / "metrics.json", reading.MATRICES).get("of"))
     if any(of.get(name) != artifact.digest for name, artifact in (("prepare", data), ("train", trained))):
         raise ConfigError(f"{run}: its training is not the one that was evaluated; `pipeline evaluate` with its configuration goes on")
     from pipeline.stages.report import page

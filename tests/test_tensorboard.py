@@ -4,10 +4,17 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import TINY, Run
 from processes import begin, launch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tracking import settled
+
+from pipeline.config import Config
+from pipeline.learning.metrics import Answers
+from pipeline.runtime import files
+from pipeline.runtime.trackers.tensorboard import tensorboard
+from pipeline.stages.evaluate import MANY, measure
 
 TRACKER = "run.trackers=[tensorboard]"
 
@@ -25,6 +32,17 @@ def test_it_shows_curves_results_and_pictures(run: Run, tmp_path: Path) -> None:
     assert {"validation/accuracy", "images/s"} <= {*found.Tags()["scalars"]}
     assert found.Scalars("result/test/accuracy")[0].value == pytest.approx(ended.summary["test_accuracy"])
     assert "samples" in found.Tags()["images"]
+
+
+def test_results_of_a_thousand_classes_are_shown(tmp_path: Path) -> None:
+    classes = [f"class {k}" for k in range(MANY)]
+    measured = measure(Answers.of(torch.zeros(1, MANY), torch.zeros(1, dtype=torch.int64), torch.zeros(1)), classes)
+    files.write_json(tmp_path / "metrics.json", {"validation": measured, "test": measured})
+    shown = tensorboard(Config(), tmp_path, tmp_path)
+    shown.made("evaluate", str(tmp_path))
+    shown.close(0)
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert found.Scalars("result/test/accuracy")[0].value == 1
 
 
 def test_a_restart_repeats_nothing_and_loses_nothing(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from typing import Any
 
 from xxhash import xxh3_128
 
-from pipeline.reading import opened, read
+from pipeline.reading import LARGEST, opened, read
 
 MANIFEST = "manifest.json"
 THREADS = 16  # which mostly wait for the disk
@@ -68,10 +68,10 @@ def _json(value: Any) -> str:
     return json.dumps(value, indent=2, sort_keys=True) + "\n"
 
 
-def read_json(path: Path) -> Any:
-    """The value in `path`, or None if the file is absent or is not JSON."""
+def read_json(path: Path, most: int = LARGEST) -> Any:
+    """The value in `path`, or None if the file is absent, is not JSON, or has more than `most` bytes."""
     try:
-        return json.loads(read(path))
+        return json.loads(read(path, most))
     except (OSError, ValueError, RecursionError):
         return None
 

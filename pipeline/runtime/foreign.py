@@ -43,8 +43,8 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def json_in(path: Path) -> dict[str, Any]:
-    return mapping(files.read_json(path))
+def json_in(path: Path, most: int = reading.LARGEST) -> dict[str, Any]:
+    return mapping(files.read_json(path, most))
 
 
 def tail(path: Path, size: int) -> list[dict[str, Any]]:

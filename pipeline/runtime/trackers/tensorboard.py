@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline import reading
 from pipeline.config import Config
 from pipeline.errors import PipelineError
-from pipeline.runtime import files
+from pipeline.runtime.foreign import json_in
 
 
 def tensorboard(config: Config, folder: Path, training: Path) -> "_TensorBoard":
@@ -52,7 +53,7 @@ class _TensorBoard:
             self._prepared = Path(place)
         if stage != "evaluate":
             return
-        measured: dict[str, Any] = files.read_json(Path(place) / "metrics.json") or {}
+        measured: dict[str, Any] = json_in(Path(place) / "metrics.json", reading.MATRICES)
         splits = {split: values for split, values in measured.items() if split != "weights"}
         numbers = {f"{split}/{k}": v for split, values in splits.items() for k, v in values.items() if isinstance(v, int | float)}
         pictures = (*Path(place).glob("report/*.png"), self._prepared / "samples.png")

@@ -13,10 +13,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import urlsplit
 
+from pipeline import reading
 from pipeline.config import Config, Spec
 from pipeline.errors import PipelineError
 from pipeline.runtime import files, journal, manifests
 from pipeline.runtime.console import say
+from pipeline.runtime.foreign import json_in
 from pipeline.runtime.trackers.wandb import evaluation, file
 from pipeline.wording import nearest
 
@@ -149,7 +151,7 @@ class _WandB:
         self.results({name: value for name, value in kept.items() if name.startswith("validation/")})  # not of the last step: a sweep asks
 
     def _evaluate(self, place: Path, result: Mapping[str, Any], known: Mapping[str, Any]) -> None:
-        measured: dict[str, Any] = files.read_json(place / "metrics.json") or {}
+        measured: dict[str, Any] = json_in(place / "metrics.json", reading.MATRICES)
         splits = {split: values for split, values in measured.items() if split != "weights"}
         self.results({f"{split}/{k}": v for split, values in splits.items() for k, v in values.items() if isinstance(v, int | float)})
         pictures = {path.stem: path for path in (*place.glob("report/*.png"), self._made["prepare"] / "samples.png")}
