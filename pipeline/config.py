@@ -284,7 +284,8 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
     """
     tree = _read(path) if path else {}
     if path and "name" not in (tree.get("run") or {}):
-        tree["run"] = {**(tree.get("run") or {}), "name": re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem)}
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", path.stem).lstrip("._-")[:100]
+        tree["run"] = {**(tree.get("run") or {}), **({"name": name} if name else {})}
     for override in sorted(overrides, key=lambda word: word.partition("=")[0].count(".")):  # a choice before its options
         _apply(tree, override)
     return validated(Config, tree)

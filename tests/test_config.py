@@ -86,3 +86,11 @@ def test_every_shipped_configuration_is_valid() -> None:
     for path in Path(__file__).parent.parent.glob("configs/*.yaml"):
         if path.stem != "sweep":  # which is a search among them
             check(load(path))
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("_base.yaml", "base"), ("äpfel.yaml", "pfel"), (f"{'long' * 30}.yaml", "long" * 25), ("é.yaml", "digits")]
+)
+def test_a_run_is_named_after_its_file_whatever_that_is_called(tmp_path: Path, file: str, name: str) -> None:
+    (tmp_path / file).write_text("train: {steps: 2}\n")
+    assert load(tmp_path / file).run.name == name
