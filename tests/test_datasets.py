@@ -252,3 +252,10 @@ def test_digits_are_those_of_scikit_learn() -> None:
 
     assert len(raw.train.labels) + len(raw.test.labels) == 1797
     np.testing.assert_array_equal(np.asarray(raw.train.images)[0, 0], np.rint(load_digits().images[0] * 255 / 16))
+
+
+@pytest.mark.parametrize("width", [9000, 12000, 24000])
+def test_an_image_that_is_too_large_is_to_be_scaled_down(width: int) -> None:
+    PIL.Image.new("1", (width, 9000)).save(written := io.BytesIO(), "PNG")
+    with pytest.raises(DataError, match=r"the image photo .* more than 67,108,864 pixels; scale it down"):
+        pixels(written.getvalue(), 3, (8, 8), "photo")

@@ -39,6 +39,8 @@ def pixels(
         return _fitted(_open(image, name), channels, size)
     except DataError:
         raise
+    except (PIL.Image.DecompressionBombWarning, PIL.Image.DecompressionBombError):  # from 89 million on
+        raise DataError(f"the image {name} has more than {PIXELS:,} pixels; scale it down") from None
     except PIL.UnidentifiedImageError:
         raise DataError(f"cannot read the image {name}: it is none of {', '.join(FORMATS)}") from None
     except Exception as error:  # a decoder that is given nonsense fails in any way
