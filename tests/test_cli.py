@@ -124,6 +124,12 @@ def test_a_reader_that_leaves_does_not_end_the_run(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "runs/tiny/status.json").read_text())["state"] == "done"
 
 
+@pytest.mark.parametrize(("words", "code"), [(["prepare", *TINY], 0), (["run", "train.lrr=1"], 2)])
+def test_streams_that_are_closed_change_nothing(tmp_path: Path, words: list[str], code: int) -> None:
+    command = ["sh", "-c", '"$@" <&- >&- 2>&-', "sh", sys.executable, "-m", "pipeline", *words]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == code
+
+
 def test_interrupted_before_there_is_anything_to_keep(tmp_path: Path) -> None:
     import os
     import signal
