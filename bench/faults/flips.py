@@ -109,11 +109,13 @@ class Kept:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Digests of all that a finished run in `folder` has made, but for the clock."""
+    """Digests of all that a finished run in `folder` has made, but for the clock, and the card, which says how long formats took."""
     run = folder / "runs" / "tiny"
-    return {
+    found = {
         stage: json.loads((run / stage / files.MANIFEST).read_text())["outputs"] for stage in ("prepare", "train", "evaluate", "export")
     }
+    del found["export"]["README.md"]
+    return found
 
 
 def of_artifact(place: Path) -> list[Path]:

@@ -81,8 +81,8 @@ def _formats() -> tuple[str, ...]:
 
 @functools.cache
 def suffixes() -> frozenset[str]:
-    """Of the names of images, in lower case."""
-    return frozenset(suffix for suffix, name in PIL.Image.registered_extensions().items() if name in _formats())
+    """Of the names of images, in lower case; also of those that are refused, not to be left out unseen."""
+    return frozenset(PIL.Image.registered_extensions())
 
 
 def grid(images: NDArray[np.uint8], labels: NDArray[np.int64], classes: list[str], columns: int = 10) -> PIL.Image.Image:

@@ -180,7 +180,10 @@ def _limits(source: Spec, data: PreparedData, trained: TrainedModel, exported: E
         ),
     ]
     if "int8" in exported.formats:
-        limits.append(f"The ranges of int8 are those of {min(CALIBRATION, data.counts['validation'])} validation images.")
+        limits.append(
+            f"The ranges of int8 are those of {min(CALIBRATION, data.counts['validation'])} validation images; that it is here "
+            "at all is decided by what it loses on the test split."
+        )
     if "aotinductor" in exported.formats:
         limits.append("What AOTInductor has compiled runs on CPUs of the kind above, with the version of torch that made it.")
     return "\n".join(f"- {limit}" for limit in limits)

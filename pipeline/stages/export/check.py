@@ -20,7 +20,7 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline.config import ExportConfig
-from pipeline.errors import GateError, Stopped
+from pipeline.errors import GateError, PipelineError, Stopped
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.signals import STOP_SIGNALS
 from pipeline.stages.artifacts import Ran, Report
@@ -83,7 +83,7 @@ class Stranger:
         self._process.wait()
 
     def _ask(self, file: str, question: Mapping[str, Any], images: NDArray[np.uint8] | None = None) -> dict[str, Any]:
-        """Raises GateError if it cannot do what it is asked, or has ended over it."""
+        """Raises GateError if it cannot do what it is asked, or has ended over it; PipelineError if it was killed."""
         also = {} if images is None else {"shape": images.shape}
         line = b""
         with contextlib.suppress(BrokenPipeError):
@@ -92,6 +92,8 @@ class Stranger:
             told.write(b"" if images is None else np.ascontiguousarray(images).data)
             told.flush()
             line = self._pipe(self._process.stdout).readline()
+        if not line and (code := self._process.wait()) < 0:  # for its memory, perhaps, by the kernel
+            raise PipelineError(f"the process that tried {file} was ended by signal {-code}; the same command tries again")
         found: dict[str, Any] = json.loads(line) if line else {"error": self._last_words()}
         if "error" in found:
             raise GateError(f"{file} cannot be used by a process without this package: {' '.join(found['error'].split())}")
