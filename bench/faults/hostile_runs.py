@@ -34,7 +34,7 @@ YAML: dict[str, bytes] = {
     "!!python/name": b"run: {name: !!python/name:os.system }",
     "!!python/module": b"run: !!python/module:os",
     "a key twice": b"train: {seed: 1}\ntrain: {seed: 2}",
-    "a month 13": b"run: {name: 2024-13-45}",
+    "a month 13": b"run: {name: !!timestamp 2024-13-45}",
     "10^400": b"train: {seed: 1" + b"0" * 400 + b"}",
     "a number of 5,000 hexadecimal digits": b"train: {seed: 0x" + b"f" * 5000 + b"}",
     "a number in base 60, 100,000 digits": b"train: {seed: 1" + b":1" * 100_000 + b"}",
