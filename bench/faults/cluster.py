@@ -17,7 +17,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def undisturbed(work: Path, *words: str) -> tuple[bytes, bytes]:
         return results(job.folder)
 
 
-def carried_out(kind: str, case: int, whole: tuple[bytes, bytes], work: Path, *words: str) -> Outcome:
+def carried_out(kind: str, case: int, whole: Future[tuple[bytes, bytes]], work: Path, *words: str) -> Outcome:
     draw = random.Random(f"{SEED}/{kind}/{case}")
     what, wrong, blow = "", list[str](), Blow("nothing", 0)
     with submitted(work, *words, *(["--partition", "low"] if kind == "preemption" else [])) as job:
@@ -86,8 +86,8 @@ def carried_out(kind: str, case: int, whole: tuple[bytes, bytes], work: Path, *w
             ended = job.end()
             wrong += [f"the job is {ended}: {job.log[-500:]}"] if ended != "COMPLETED" else []
             wrong += blow.afterwards() + left_wrong(job)  # what tells W&B may wait for what is frozen
-            names = ("weights.safetensors", "metrics.jsonl")
-            wrong += [f"{name} differs" for name, one, other in zip(names, results(job.folder), whole, strict=True) if one != other]
+            both = zip(("weights.safetensors", "metrics.jsonl"), results(job.folder), whole.result(), strict=True)
+            wrong += [f"{name} differs" for name, one, other in both if one != other]
         except (AssertionError, OSError) as error:
             wrong += [f"{type(error).__name__}: {error}"]
         lives = job.lives()
@@ -115,7 +115,6 @@ def left_wrong(job: Job) -> list[str]:
 
 def campaign(chosen: Sequence[tuple[str, int]], work: Path, *words: str) -> Iterator[Outcome]:
     """These cases; of those that failed the folder stays."""
-    whole = undisturbed(work / "whole", *words)
     lock = threading.Lock()
 
     def one(pair: tuple[str, int]) -> Outcome:
@@ -129,6 +128,7 @@ def campaign(chosen: Sequence[tuple[str, int]], work: Path, *words: str) -> Iter
         return outcome
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
+        whole = pool.submit(undisturbed, work / "whole", *words)
         yield from pool.map(one, chosen)
 
 
