@@ -87,21 +87,22 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def undisturbed(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Job:
-    job = submit_by_hand(slurm, place(tmp_path_factory.mktemp("jobs") / "undisturbed"), "train.sbatch")
-    assert job.end()["JobState"] == "COMPLETED", job.report()
-    return job
+    """Submitted, and waited for only where it is looked at."""
+    return submit_by_hand(slurm, place(tmp_path_factory.mktemp("jobs") / "undisturbed"), "train.sbatch")
 
 
 def equal(first: Job, second: Job) -> None:
+    assert first.end()["JobState"] == "COMPLETED", first.report()
     for name in ("train/weights.safetensors", "metrics.jsonl"):
         one, other = (job.folder / "runs/tiny" / name for job in (first, second))
         assert one.read_bytes() == other.read_bytes(), f"{name} differs\n{second.report()}"
 
 
 def test_by_hand_two_nodes_give_the_curve_and_the_counts_of_one_process(run: Run, tmp_path: Path, undisturbed: Job) -> None:
-    assert json.loads((undisturbed.folder / "runs/tiny/summary.json").read_text())["world_size"] == 2, undisturbed.report()
     alone = run(*EXPERIMENT, in_folder="alone", until="evaluate")
     assert alone.code == 0, alone.output
+    assert undisturbed.end()["JobState"] == "COMPLETED", undisturbed.report()
+    assert json.loads((undisturbed.folder / "runs/tiny/summary.json").read_text())["world_size"] == 2, undisturbed.report()
     assert curve(undisturbed.folder) == [pytest.approx(line, rel=1e-12, abs=1e-12) for line in curve(tmp_path / "alone")]
     assert counts(undisturbed.folder) == counts(tmp_path / "alone")
 
