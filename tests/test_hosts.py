@@ -18,7 +18,7 @@ from test_world_size import counts, curve
 pytestmark = [pytest.mark.soak, pytest.mark.timeout(400)]
 
 ROOT, BIN = Path(__file__).parents[1], Path(sys.executable).parent
-EXPERIMENT = ["train.precision=fp64", "train.epochs=30", "train.lr=0.01", "run.hang_timeout=8"]
+EXPERIMENT = ["train.precision=fp64", "train.epochs=12", "train.lr=0.01", "run.hang_timeout=8"]
 # the lines of README, for one address and another; a line for each host
 LINES = {
     "torchrun": re.findall(r"^torchrun (--nnodes 2 .*) launch/run.py", (ROOT / "README.md").read_text(), re.MULTILINE),
