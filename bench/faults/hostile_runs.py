@@ -9,12 +9,13 @@ import shutil
 import struct
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 from conftest import TINY
 from processes import launch
 
@@ -242,6 +243,88 @@ CHECKPOINTS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def net(
+    image: Any = "uint8", shape: tuple[Any, ...] = ("b", 3, 12, 12), classes: int = 4, more: Sequence[Any] = (), **weights: Any
+) -> bytes:
+    """A net of ONNX that looks like one of ours: it gives each class the same probability."""
+    from onnx import TensorProto as Type
+    from onnx import helper
+
+    kind = {"uint8": Type.UINT8, "string": Type.STRING}[image]
+    share = helper.make_tensor("share", Type.FLOAT, [1, classes], [1 / classes] * classes)
+    share.MergeFrom(type(share)(**weights))
+    if weights:
+        share.ClearField("float_data")
+    body = [
+        helper.make_node("Shape", ["images"], ["size"], start=0, end=1),
+        helper.make_node("Concat", ["size", "one"], ["grid"], axis=0),
+        *more,
+        helper.make_node("Expand", ["share", "grid"], ["probabilities"]),
+    ]
+    made = helper.make_graph(
+        body,
+        "net",
+        [helper.make_tensor_value_info("images", kind, shape)],
+        [helper.make_tensor_value_info("probabilities", Type.FLOAT, ["b", classes])],
+        [share, helper.make_tensor("one", Type.INT64, [1], [1])],
+    )
+    known = [helper.make_opsetid("", 17), helper.make_opsetid("x", 1)]
+    return bytes(helper.make_model(made, opset_imports=known, ir_version=8).SerializeToString())
+
+
+def outside(place: str) -> bytes:
+    """A net whose weights are to be read from another file."""
+    from onnx import StringStringEntryProto as Entry
+    from onnx import TensorProto as Type
+
+    return net(data_location=Type.EXTERNAL, external_data=[Entry(key="location", value=place)])
+
+
+def unknown() -> bytes:
+    from onnx import helper
+
+    return net(more=[helper.make_node("Run", ["images"], ["y"], domain="x")])
+
+
+def about(**values: object) -> bytes:
+    return json.dumps({"shape": [3, 12, 12], "classes": [*"abcd"], **values}).encode()
+
+
+EXPORTS: dict[str, tuple[str, Callable[[], bytes]]] = {
+    "brackets": ("model.json", lambda: DEEP),
+    "10^400": ("model.json", lambda: b'{"shape": [3, 1' + b"0" * 400 + b", 12]}"),
+    "a shape of 2^62": ("model.json", lambda: about(shape=[3, 2**31, 2**31])),
+    "a negative shape": ("model.json", lambda: about(shape=[3, -12, 12])),
+    "classes that are a number": ("model.json", lambda: about(classes=7)),
+    "five classes of four": ("model.json", lambda: about(classes=[*"abcde"])),
+    "a list": ("model.json", lambda: b"[]"),
+    "a pickle": ("model.json", lambda: reduce("os", "system", "touch ../ran")),
+    "junk": ("model.onnx", lambda: b"\xff" * 1000),
+    "nothing": ("model.onnx", lambda: b""),
+    "a pickle for a net": ("model.onnx", lambda: reduce("os", "system", "touch ../ran")),
+    "a net of texts": ("model.onnx", lambda: net(image="string")),
+    "a net of other images": ("model.onnx", lambda: net(shape=("b", 1, 5, 5))),
+    "a net of 9 classes": ("model.onnx", lambda: net(classes=9)),
+    "weights above it": ("model.onnx", lambda: outside("../../../../secret")),
+    "weights of the system": ("model.onnx", lambda: outside("/etc/passwd")),
+    "weights of a device": ("model.onnx", lambda: outside("/dev/zero")),
+    "an operator of its own": ("model.onnx", unknown),
+}
+
+
+def exported(file: str, content: Callable[[], bytes], run: Path) -> None:
+    resealed(run / "export", lambda place: replaced(file, content(), place))
+    PIL.Image.new("RGB", (12, 12)).save(run.parent.parent / "x.png")
+
+
+def as_it_should(run: Path) -> None:
+    exported("model.onnx", net, run)
+
+
+def piped(file: str, run: Path) -> None:
+    replaced(file, "pipe", (run / "export").resolve())
+
+
 def _train(name: str, reader: str, make: Callable[[Path], None], file: str) -> Case:
     return Case(name, reader, make, ("train", *TINY, f"train.init={file}"), 2, file)
 
@@ -286,6 +369,23 @@ IN_RUNS = [
         for name, harm in SHARDS.items()
     ),
     *(_run(name, "checkpoints", harm, GO_ON, 3, "checkpoints/step-") for name, harm in CHECKPOINTS.items()),
+    _run("a net that does no harm", "exports", as_it_should, ("predict", "tiny", "x.png"), 0, "0.25"),
+    *(
+        _run(f"{file}, {name}", "exports", partial(exported, file, content), ("predict", "tiny", "x.png"), 3, "export")
+        for name, (file, content) in EXPORTS.items()
+    ),
+    *(
+        _run(
+            f"{file}, a pipe, {words[0]}",
+            "exports",
+            partial(piped, file),
+            words,
+            3,
+            file,
+        )
+        for file in ("model.onnx", "model.json", "README.md")
+        for words in (("predict", "tiny", "x.png"), ("publish", "tiny", "hub:me/tiny", "--dry-run"))
+    ),
     *(
         _run(f"it lists {name}", "manifests", partial(listing, {name: LISTED}), ("status", *TINY), 0, "lists what is no file")
         for name in ("../../../secret", "/dev/zero")

@@ -4,11 +4,11 @@ import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, PositiveInt, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import ConfigError, DataError
 from pipeline.runtime import files
@@ -16,10 +16,13 @@ from pipeline.runtime import files
 NEEDED = ("model.onnx", "model.json")
 
 
+Side = Annotated[int, Field(gt=0, le=8192)]  # of images: 67 million pixels, as of those that are read
+
+
 class About(BaseModel):
     """What `model.json` says that is needed here. An image is prepared by `shape` alone, whatever the size of others was."""
 
-    shape: tuple[Literal[1, 3], PositiveInt, PositiveInt]  # channels, height, width
+    shape: tuple[Literal[1, 3], Side, Side]  # channels, height, width
     classes: list[str]
     source: str = ""  # of the data; empty in an export of before this was written down
 
