@@ -178,11 +178,16 @@ def lines(ink: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
         yield way
 
 
+def clear(seen: Seen) -> None:
+    """And wait until it has been answered: what is dropped meanwhile may be answered before."""
+    seen.page.click("#canvas button")
+    seen.page.wait_for_function("!document.querySelector('#seen img')")
+
+
 def draw(seen: Seen, ink: NDArray[np.bool_]) -> str:
     """What the page says of `ink`, [8, 8], after it was drawn by the mouse on a cleared canvas."""
     page = seen.page
-    page.click("#canvas button")
-    page.wait_for_function("!document.querySelector('#seen img')")
+    clear(seen)
     box = page.locator("#canvas canvas").bounding_box()
     assert box is not None
     cell = box["width"] / 8
@@ -221,7 +226,7 @@ def test_digits_drawn_in_a_browser_are_read_and_pictures_as_by_predict(tmp_path:
         said = [draw(seen, known.images[k] > 7) for k in fifth]
         assert sum(int(one) == k for k, one in enumerate(said)) >= 9, said
         PIL.Image.fromarray(np.rint(known.images[fifth[3]] * (255 / 16)).astype(np.uint8)).save(tmp_path / "three.png")
-        seen.page.click("#canvas button")
+        clear(seen)
         seen.page.set_input_files("#picture input[type=file]", tmp_path / "three.png")
         assert settled(seen) == "3"
         (tmp_path / "broken.png").write_bytes((tmp_path / "three.png").read_bytes()[:60])
