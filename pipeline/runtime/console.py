@@ -93,8 +93,7 @@ def warn(text: str) -> None:
 
 def visible(text: str) -> str:
     """`text` in one line, in which nothing moves a cursor: a file may have any name, of any bytes."""
-    text = os.fsencode(text).decode(errors="backslashreplace")
-    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
+    return shown(os.fsencode(text).decode(errors="backslashreplace"))
 
 
 def write_to(log: Path) -> None:
