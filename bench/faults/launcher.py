@@ -7,9 +7,7 @@ import contextlib
 import json
 import multiprocessing
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,14 +17,13 @@ from multiprocessing import connection
 from multiprocessing.context import ForkProcess
 from pathlib import Path
 
-from processes import CONTEXT
+from processes import CONTEXT, free_port
 
 from bench.faults import strikes
 from bench.faults.strikes import Strike
 
 GRACE = 30  # seconds, torchrun's own
 ROOT = Path(__file__).parents[2]
-HELD: list[socket.socket] = []
 CODE = "code"  # a file: that of the launcher
 
 
@@ -73,7 +70,7 @@ def start(folder: Path, how: How) -> Code:
 
 
 def _torchrun(folder: Path, how: How) -> "subprocess.Popen[bytes]":
-    command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={how.processes}", f"--master-port={port()}"]
+    command = [str(Path(sys.executable).with_name("torchrun")), f"--nproc-per-node={how.processes}", f"--master-port={free_port()}"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), **strikes.environment(how.strike)}
     with (folder / "output.txt").open("wb") as output:
         words = [*command, "-m", "bench.faults.strikes", *how.words]
@@ -102,25 +99,10 @@ def end(pids: Sequence[int]) -> None:
             os.kill(pid, signal.SIGKILL)
 
 
-def port() -> int:
-    """One that is free, from below those which the kernel hands out: no connection will take it before the ranks meet.
-
-    Nor will another launcher: each holds the UDP port of that number for as long as it lives.
-    """
-    while True:
-        number = random.randrange(15000, 32000)
-        held = socket.socket(type=socket.SOCK_DGRAM)
-        with contextlib.suppress(OSError), socket.socket() as s:
-            held.bind(("127.0.0.1", number))
-            s.bind(("127.0.0.1", number))
-            HELD.append(held)
-            return number
-
-
 def _launcher(folder: Path, how: How) -> None:
     os.chdir(folder)
     fork = multiprocessing.get_context("fork")
-    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port())}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [fork.Process(target=_rank, args=(how, rank, meeting)) for rank in range(how.processes)]
     for process in ranks:
         process.start()
