@@ -112,11 +112,11 @@ def _run(config: Config, options: argparse.Namespace) -> int:
 def _one(config: Config, options: argparse.Namespace, process: Process) -> int:
     if options.command == "bench":
         return _bench(config, options, process)
-    until = {"run": "export", "model": "prepare"}.get(options.command, options.command)
+    until = {"run": "export"}.get(options.command, options.command)
     if options.command in ("model", "lr-find"):  # which leave a run of the same name alone
         config = config.model_copy(update={"run": config.run.model_copy(update={"name": f"{config.run.name}-{options.command}"})})
     summary = make(config, until, options.force or "", process)
-    if options.command == "model":
+    if until == "model":
         leave_at_signals()
         say(_described(config))
         return 0

@@ -18,7 +18,7 @@ from pipeline.learning.models import MODELS
 from pipeline.learning.optim import OPTIMIZERS
 from pipeline.learning.schedules import AVERAGES, SCHEDULES
 from pipeline.learning.start import BEGINNINGS, Beginning, at_hand, beginning
-from pipeline.runtime.manifests import A, Input, Look, Stage, artifact, look
+from pipeline.runtime.manifests import A, Input, Look, Stage, artifact, look, read, whereabouts
 from pipeline.runtime.trackers import TRACKERS
 from pipeline.stages.artifacts import ExportedModel, PreparedData, RateTest, Report, TrainedModel
 from pipeline.stages.export.formats import CALIBRATED, FORMATS, completed
@@ -42,12 +42,20 @@ class Plan:
     run: Run
 
     @cached_property
+    def raw(self) -> RawData:
+        return RawData(self.config.data.source, self.config.data.root)
+
+    @cached_property
+    def beginning(self) -> Beginning:
+        return Beginning(self.config.train.init)
+
+    @cached_property
     def data(self) -> PreparedData:
-        return self.run(PREPARE, self.config.data, RawData(self.config.data.source, self.config.data.root))
+        return self.run(PREPARE, self.config.data, self.raw)
 
     @cached_property
     def trained(self) -> TrainedModel:
-        return self.run(TRAIN, self.config.train, self.data, Beginning(self.config.train.init))
+        return self.run(TRAIN, self.config.train, self.data, self.beginning)
 
     @cached_property
     def report(self) -> Report:
@@ -59,7 +67,37 @@ class Plan:
 
     @cached_property
     def rates(self) -> RateTest:
-        return self.run(LR_FIND, self.config.train, self.data, Beginning(self.config.train.init))
+        return self.run(LR_FIND, self.config.train, self.data, self.beginning)
+
+    def foresee(self) -> bool:
+        """See that training can begin, as far as that can be told before anything is done; whether that is all of it.
+
+        It is where the images are prepared; else their shape may be known. Torch is imported, unless there is nothing to train.
+
+        Raises:
+            ConfigError: it cannot.
+        """
+        data, train = self.config.data, self.config.train
+        place, _ = whereabouts(self.config, PREPARE, data, self.raw)
+        manifest, _ = read(place)
+        if manifest is not None:
+            made = artifact(PREPARE, place, manifest)
+            if not whereabouts(self.config, TRAIN, train, made, self.beginning)[0].is_dir():
+                self.refuse(made)
+            return True
+        if self.raw.source.known is None:
+            return False
+        from pipeline.stages.recipe import foresee
+
+        (channels, height, width), classes = self.raw.source.known
+        foresee(train, (data.channels or channels, data.size or height, data.size or width), classes)
+        return False
+
+    def refuse(self, data: PreparedData) -> None:
+        """Raises ConfigError if training cannot begin on `data`."""
+        from pipeline.stages.recipe import refuse
+
+        refuse(self.config.train, data)
 
 
 TARGETS = dict(zip(STAGES, ("data", "trained", "report", "exported"), strict=True))

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 from pipeline import report
 from pipeline.config import Config
 from pipeline.credentials import hide
-from pipeline.errors import GateError, Lost, PipelineError, of_the_machine, shown
+from pipeline.errors import ConfigError, DataError, GateError, Lost, PipelineError, of_the_machine, shown
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
-from pipeline.runtime.folder import RunFolder, write_status
+from pipeline.runtime.folder import RunFolder, vacate, write_status
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.mirror import Trackers
 from pipeline.runtime.runner import Runner, Workspace
@@ -35,6 +35,8 @@ LOST = re.compile(  # in what torch raises when a process, or its machine, is go
 )
 TAKEN = re.compile(r"port: (\d+).*EADDRINUSE")
 UNANSWERED = 60.0  # seconds
+TRAINING = ("train", "lr_find")  # stages: what is found before one of them begins is a mistake of who typed, or in the data
+MISTAKES = (ConfigError.exit_code, DataError.exit_code)
 STATES = {0: "done", 75: "stopped", 130: "stopped", 143: "stopped"}
 
 
@@ -107,7 +109,7 @@ class Process:
 
 
 def make(config: Config, until: str, force: str, process: Process) -> dict[str, Any] | None:
-    """Make or find everything up to the stage `until`; a whole run's summary, on the main process."""
+    """Make or find everything up to the stage `until` (`model`: the data); a whole run's summary, on the main process."""
     launch, place = process.launch, config.run.folder / config.run.name
     process.place = place
     folder: RunFolder | None = None
@@ -115,12 +117,15 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
         console.write_to(place / "logs" / f"rank-{launch.rank}.log")
     trackers = Trackers(config, place)
 
-    measuring = False
+    measuring = training = foreseen = False
 
     def on_stage(name: str, place: Path, done: bool) -> None:
-        nonlocal measuring
+        nonlocal measuring, training
         if folder is None:  # on another process than the main one
             return
+        if name in TRAINING and not (done or foreseen):
+            plan.refuse(plan.data)
+        training = training or name in TRAINING
         folder.link(name, place, done)
         measuring = name == "evaluate" and not done
         if name == "evaluate" and done and not (place / report.PAGE).is_file():
@@ -131,7 +136,8 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
             trackers.begin(place)
 
     def begin(claims: list[Claim]) -> None:
-        nonlocal folder
+        nonlocal folder, foreseen
+        foreseen = until != "prepare" and plan.foresee()
         folder = RunFolder(config, process.stop.lose)
         claims.append(folder.claim)
         folder.open(config)
@@ -140,9 +146,9 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
     process.made = runner.made
     trackers.ours = lambda: not runner.taken_over()
     plan = Plan(config, runner)
-    with _word_of_the_end(lambda: folder), runner.watched():
+    with _word_of_the_end(place if launch.is_main else None, lambda: folder, lambda: training), runner.watched():
         try:
-            getattr(plan, {**TARGETS, "lr-find": "rates"}[until])
+            getattr(plan, {**TARGETS, "lr-find": "rates", "model": "data"}[until])
             runner.still_ours()
         except BaseException as error:
             if isinstance(error, GateError) and measuring and folder is not None:  # what is not good enough is to be looked at
@@ -164,8 +170,13 @@ def measure(config: Config, process: Process, what: str) -> dict[str, Any]:
     if not process.launch.is_main:
         console.write_to(Path(os.devnull))
     trackers = Trackers(config, Path())
-    runner = Runner(config, process.launch, process.stop, trackers, lambda: process.open_world(config), begin=lambda claims: None)
-    data = Plan(config, runner).data
+
+    def begin(_: list[Claim]) -> None:
+        plan.foresee()
+
+    runner = Runner(config, process.launch, process.stop, trackers, lambda: process.open_world(config), begin)
+    plan = Plan(config, runner)
+    data = plan.data
     cores = max(1, len(os.sched_getaffinity(0)) // process.launch.local_size)
     function = getattr(importlib.import_module(f"pipeline.stages.{what}"), what)
     with tempfile.TemporaryDirectory(prefix=".bench-", dir=config.run.artifacts) as place:
@@ -176,8 +187,11 @@ def measure(config: Config, process: Process, what: str) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _word_of_the_end(opened: Callable[[], RunFolder | None]) -> Iterator[None]:
-    """Leave word in the run folder, of the main process if it has one, of how it ended; then the folder is anybody's."""
+def _word_of_the_end(place: Path | None, opened: Callable[[], RunFolder | None], begun: Callable[[], bool]) -> Iterator[None]:
+    """Leave word in the run folder, of the main process if it has one, of how it ended; then the folder is anybody's.
+
+    But for a mistake that was found before training had `begun`: that leaves the folder as it was, unless it is a job's.
+    """
     code, message = 0, ""
     try:
         yield
@@ -185,10 +199,14 @@ def _word_of_the_end(opened: Callable[[], RunFolder | None]) -> Iterator[None]:
         code, message = outcome(error)
         raise
     finally:
-        if folder := opened():
-            with contextlib.suppress(OSError):  # a full disk has been told of; a folder that is another's is left alone
+        folder, mistaken = opened(), code in MISTAKES and not begun()
+        with contextlib.suppress(OSError):  # a full disk has been told of; a folder that is another's is left alone
+            if folder and not (mistaken and folder.restored()):
                 folder.status(STATES.get(code, "failed"), exit_code=code, message=message)
+        if folder:
             folder.claim.leave()
+        if place and mistaken:
+            vacate(place)
 
 
 def told(error: BaseException, stop: StopFlag) -> BaseException:

@@ -9,11 +9,13 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import numpy as np
 import pytest
 from annotated_types import Ge, Gt, Le, Lt
 from conftest import Run
 from mistakes import told
 from pydantic.fields import FieldInfo
+from safetensors.numpy import save_file
 
 from pipeline.arguments import _commands, _parser
 from pipeline.config import Config, Spec, options_of, validated
@@ -246,6 +248,7 @@ TRAIN = {
     "train.init=nowhere/weights.pth": (
         "train.init: no weights in nowhere/weights.pth; give a run, an export, or a .safetensors or .pth file"
     ),
+    "train.init=evil.pth": "train.init: evil.pth is no file of tensors alone: it is no pickle (",
     "train.init={name: weights}": "train.init: no weights in train.init.path; give a run, an export, or a .safetensors or .pth file",
     "train.init=wandb:x": "train.init: wandb:x names no artifact; write wandb:entity/project/name:alias",
     "train.init=": "train.init: expected a name, or {name: ..., option: ...} (got null)",
@@ -639,11 +642,21 @@ ENVIRONMENTS: list[tuple[dict[str, str], str]] = [
     ({"WORLD_SIZE": "0"}, "RANK=0 is none of WORLD_SIZE=0 processes"),
 ]
 
+FORESEEN = {  # torch is asked, but no image is read
+    "train.freeze=[nothing*]": "train.freeze: no parameter is named 'nothing*'; among them are 0.weight, 0.bias, 3.weight, 9.bias, and",
+    "train.freeze=[0.wieght]": "train.freeze: no parameter is named '0.wieght'; did you mean '0.weight'?",
+    "train.freeze=[bias]": "train.freeze: no parameter is named 'bias'; did you mean '0.bias'?",
+    "train.freeze=['*']": "train.freeze: no parameter is left to learn; freeze fewer",
+    "train.model.kernel=50": "train.model: lenet does not take images of 3x12x12: nothing is left after the convolution with 4 channels",
+    "train.model.channels=[4, 8, 16, 32]": "train.model: lenet does not take images of 3x12x12: nothing is left after the",
+    "data.size=2": "train.model: lenet does not take images of 3x2x2: nothing is left after the convolution with 4 channels",
+    "train.metric=top5": "train.metric: top5 of 4 classes is always 1; choose accuracy, or loss",
+    "train.mean=[0.1, 0.2]": "train.mean: 2 numbers for images of 3 channels; give 1 or 3",
+    "train.init=other.safetensors": "train.init: other.safetensors has no 0.weight; choose the train.model that it was made with",
+}
+
 WITH_DATA = [  # which is 200 images of 12x12 pixels in 4 classes
-    (2, ["train.model.kernel=50"], "train.model: lenet does not take images of 3x12x12: nothing is left after the convolution"),
     (2, ["train.batch_size=5000"], "train.batch_size: 5000 is more than the 181 training images; use all"),
-    (2, ["train.metric=top5"], "train.metric: top5 of 4 classes is always 1; choose accuracy, or loss"),
-    (2, ["train.mean=[0.1, 0.2]"], "train.mean: 2 numbers for images of 3 channels; give 1 or 3"),
     (2, ["train.augment=[flip, {name: crop, padding: 12}]"], "train.augment.1.padding: 12 pixels are as many as images have; give fewer"),
     (2, ["train.steps=5", "train.warmup=3"], "train.warmup: 3 epochs are 45 steps, and the training has 5; give fewer epochs"),
     (3, ["data.source.classes=1"], "classification needs two classes or more"),
@@ -661,6 +674,7 @@ CONFIGURATIONS: dict[str, Table] = {"words": WORDS, "data and run": DATA_AND_RUN
 @pytest.mark.parametrize("what", CONFIGURATIONS)
 def test_a_mistake_in_the_configuration_is_one_line_and_nothing_is_done(tmp_path: Path, what: str) -> None:
     (tmp_path / "good.yaml").write_text("")
+    (tmp_path / "evil.pth").write_text("nothing of the kind")
     table = {("run", *((key,) if isinstance(key, str) else key)): line for key, line in CONFIGURATIONS[what].items()}
     assert not wrong(tmp_path, table)
 
@@ -695,12 +709,36 @@ def test_an_environment_that_no_launcher_has_made_is_one_line(tmp_path: Path) ->
         assert each.said.startswith(f"pipeline: {line}")
 
 
+def test_what_the_shape_of_images_tells_is_one_line_and_nothing_is_done(run: Run, tmp_path: Path) -> None:
+    save_file({"a.weight": np.zeros(3)}, tmp_path / "other.safetensors")
+    for word, line in FORESEEN.items():
+        ended = run(word)
+        assert (ended.code, ended.output.count("\n"), ended.output[: len(line) + 10]) == (2, 1, f"pipeline: {line}")
+        assert {path.name for path in tmp_path.iterdir()} == {"other.safetensors", "output.txt"}
+
+
+def test_what_the_shape_of_images_tells_is_one_line_of_several_processes(run: Run, tmp_path: Path) -> None:
+    ended = run("train.freeze=[nothing*]", processes=2)
+    assert (ended.code, ended.output.count("\n")) == (2, 1)
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "output-1.txt").read_text()
+
+
 @pytest.mark.parametrize(("code", "words", "line"), WITH_DATA, ids=[words[-1] for _, words, _ in WITH_DATA])
-def test_what_only_the_data_can_tell_is_refused_before_the_first_step(run: Run, code: int, words: list[str], line: str) -> None:
+def test_what_only_the_data_can_tell_is_refused_and_leaves_no_run(run: Run, tmp_path: Path, code: int, words: list[str], line: str) -> None:
     ended = run(*words, until="train")
     assert (ended.code, ended.output.splitlines()[-1][: len(line) + 10]) == (code, f"pipeline: {line}")
     assert "Traceback" not in ended.output
-    assert "images/s" not in ended.output
+    assert not (tmp_path / "runs").exists()
+    assert not [*(tmp_path / "artifacts").glob("*/*.partial-*")]
+
+
+def test_a_mistake_leaves_what_a_run_says_of_itself(run: Run, tmp_path: Path) -> None:
+    assert run(until="prepare").code == 0
+    place = tmp_path / "runs/tiny"
+    before = {path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}, (place / "prepare").readlink()
+    assert run("data.validation=0.2", "train.batch_size=5000").code == 2
+    assert ({path.name: path.read_bytes() for path in place.iterdir() if path.is_file()}, (place / "prepare").readlink()) == before
 
 
 def wrong(folder: Path, table: Mapping[tuple[str, ...], str]) -> list[str]:

@@ -42,7 +42,8 @@ def mnist(root: Path, *, mirrors: tuple[str, ...] = MNIST_MIRRORS) -> Source:
         return RawDataset(_mnist_split(arrays, "train"), _mnist_split(arrays, "t10k"), [str(k) for k in range(10)], _altered(digests))
 
     absent = [name for name in MNIST_FILES if not _idx(place, name)]
-    return Source(digests, load, f"{place} lacks {', '.join(absent)}, to be downloaded" if absent else "")
+    lacks = f"{place} lacks {', '.join(absent)}, to be downloaded" if absent else ""
+    return Source(digests, load, lacks, known=None if _altered(digests) else ((1, 28, 28), 10))
 
 
 def _mnist_split(arrays: dict[str, NDArray[np.uint8]], part: str) -> RawSplit:
@@ -102,7 +103,8 @@ def cifar10(root: Path, *, mirrors: tuple[str, ...] = CIFAR10_MIRRORS) -> Source
         train = RawSplit(np.concatenate([s[0] for s in splits[:5]]), np.concatenate([s[1] for s in splits[:5]]))
         return RawDataset(train, RawSplit(*splits[5]), CIFAR10_CLASSES, _altered(digests))
 
-    return Source(digests, load, f"{tar} is not there, to be downloaded" if tar and not tar.is_file() else "")
+    lacks = f"{tar} is not there, to be downloaded" if tar and not tar.is_file() else ""
+    return Source(digests, load, lacks, known=((3, 32, 32), len(CIFAR10_CLASSES)))
 
 
 def _contents(folder: Path, names: list[str]) -> dict[str, bytes]:

@@ -56,7 +56,7 @@ def digits(root: Path, *, size: Count = 28) -> Source:
         images = np.stack([np.asarray(image) for image in large])[:, None]
         return _split(images, labels.astype(np.int64), [str(k) for k in range(10)], [])
 
-    return Source(None, load)
+    return Source(None, load, known=((1, size, size), 10))
 
 
 def synthetic(
@@ -75,7 +75,7 @@ def synthetic(
 
         return RawDataset(split(train), split(test), [f"class {k}" for k in range(classes)])
 
-    return Source(None, load)
+    return Source(None, load, known=((channels, size, size), classes))
 
 
 def folder(root: Path) -> Source:

@@ -30,3 +30,4 @@ class Source:
     identity: Any  # plain data: equal for equal images
     load: Callable[[], RawDataset]
     absent: str = ""  # what is not there yet, or not at all; empty if nothing is known to be
+    known: tuple[tuple[int, int, int], int] | None = None  # shape [C, H, W] and number of classes, where no image need be read for them

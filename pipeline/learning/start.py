@@ -1,5 +1,6 @@
 """How training begins: the weights drawn or loaded, and the parameters that stay as they are."""
 
+import difflib
 import fnmatch
 import hashlib
 import os
@@ -33,6 +34,13 @@ def weights(model: "nn.Module", *, path: str = "", head: Literal["auto", "new"] 
     Raises:
         ConfigError: another layer is missing or has another shape.
     """
+    kept, fresh = fitting(model, path=path, head=head)
+    model.load_state_dict(kept, strict=False)
+    say(f"train: begins with {path}" + (f", but for a new last layer ({fresh})" if fresh else ""))
+
+
+def fitting(model: "nn.Module", *, path: str, head: str) -> "tuple[dict[str, Tensor], str]":
+    """What of the weights at `path` goes into `model`, by name; and the last layer, if that stays as drawn. As of `weights`."""
     from pipeline.learning.models import head as head_of
 
     found, wanted = _read(find(path)), model.state_dict()
@@ -50,8 +58,7 @@ def weights(model: "nn.Module", *, path: str = "", head: Literal["auto", "new"] 
         elif name not in fresh and not name.endswith("num_batches_tracked"):
             what = "no" if value is None else f"{list(value.shape)} for the {list(target.shape)} of"
             raise ConfigError(f"train.init: {path} has {what} {name}; choose the train.model that it was made with")
-    model.load_state_dict({name: value for name, value in kept.items() if name not in fresh}, strict=False)
-    say(f"train: begins with {path}" + (f", but for a new last layer ({last})" if fresh else ""))
+    return {name: value for name, value in kept.items() if name not in fresh}, last if fresh else ""
 
 
 BEGINNINGS: dict[str, Callable[..., None]] = {**INITS, "weights": weights}
@@ -67,14 +74,14 @@ def at_hand(spec: Spec, artifacts: Path) -> Spec:
     """`spec` with its weights in a file: those of `wandb:entity/project/name:alias` are fetched to below `artifacts`.
 
     Raises:
-        ConfigError: there are none.
+        ConfigError: there are none, or the file holds something else.
     """
     if spec.name != "weights":
         return spec
     path: str = spec.options["path"]
     if path.startswith("wandb:"):
         path = str(fetch(path.removeprefix("wandb:"), artifacts))
-    find(path)
+    _look(find(path))
     return Spec(name=spec.name, options={**spec.options, "path": path})
 
 
@@ -158,6 +165,8 @@ def _look(file: Path) -> None:
                 opened.seek(0)
                 for _ in range(5):  # as torch wrote them before 1.6: a number, a version, the machine, the values, the names of storages
                     pickled.read(opened, _is_of_tensors)
+    except pickled.Refused as error:
+        raise ConfigError(f"train.init: {file} is no file of tensors alone: it {error}") from None
     except Exception as error:  # zipfile's own, safetensors' own, OSError
         raise ConfigError(f"train.init: {file} is no file of tensors alone: {' '.join(str(error).split())[:200]}") from None
 
@@ -191,11 +200,19 @@ def freeze(model: "nn.Module", patterns: tuple[str, ...]) -> None:
     for pattern in patterns:
         matched = fnmatch.filter(named, pattern)
         if not matched:
-            raise ConfigError(f"train.freeze: no parameter is named {pattern!r}; among them are {', '.join([*named][:3])}, {[*named][-1]}")
+            raise ConfigError(f"train.freeze: no parameter is named {pattern!r}{_nearest(pattern, [*named])}")
         for name in matched:
             named[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in named.values()):
         raise ConfigError("train.freeze: no parameter is left to learn; freeze fewer")
+
+
+def _nearest(pattern: str, names: list[str]) -> str:
+    """What of `names`, or of all in one layer, could have been meant; else what they look like."""
+    layers = [f"{'.'.join(parts[:k])}.*" for parts in (name.split(".") for name in names) for k in range(1, len(parts))]
+    if near := difflib.get_close_matches(pattern, [*names, *layers], n=1):
+        return f"; did you mean {near[0]!r}?"
+    return f"; among them are {', '.join(names[:3])}, {names[-1]}, and `pipeline model` names all"
 
 
 def train_mode(model: "nn.Module") -> None:

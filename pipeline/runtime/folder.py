@@ -12,6 +12,7 @@ logs/rank-<n>.log                  what the processes other than the main one pr
 .run.claim-<n>                     whose it is; what is written is renamed out of it, so that a life that has lost it cannot
 """
 
+import contextlib
 import errno
 import json
 import os
@@ -24,6 +25,7 @@ from pipeline.config import Config, dump
 from pipeline.errors import ConfigError
 from pipeline.runtime import claims, files
 
+SAID = ("config.yaml", "status.json")
 LINKS = {"train": ("metrics.jsonl",), "evaluate": ("report",)}  # stage -> what is linked besides its folder
 
 
@@ -38,14 +40,31 @@ class RunFolder:
         """
         self.path = config.run.folder / config.run.name
         self.claim = claimed(self.path, lost)
+        self._before: dict[str, bytes] = {}
+        self._data: Path | None = None
 
     def open(self, config: Config) -> None:
         """Say in it what is to be done."""
+        self._before = {name: (self.path / name).read_bytes() for name in SAID if (self.path / name).is_file()}
+        self._data = (self.path / "prepare").readlink() if (self.path / "prepare").is_symlink() else None
         files.write_whole(self.path / "config.yaml", dump(config), aside=self.claim.place)
         self.status("running")
 
     def status(self, state: str, **facts: Any) -> None:
         write_status(self.path, state, aside=self.claim.place, **facts)
+
+    def restored(self) -> bool:
+        """Whether it says again what it said before this life, which may be nothing; a job's is left as it is, to be looked at."""
+        if (self.path / "job.json").exists():
+            return False
+        for name in (*SAID, *(["prepare"] if self._data is None else [])):
+            if name not in self._before:
+                (self.path / name).unlink(missing_ok=True)
+        for name, content in self._before.items():
+            files.write_whole(self.path / name, content, aside=self.claim.place)
+        if self._data is not None:
+            self._link(self.path / "prepare", self.path / self._data)
+        return True
 
     def link(self, stage: str, place: Path, done: bool) -> None:
         """Show what `stage` writes in `place` while it does; when it is done, let that be this run's artifact."""
@@ -65,6 +84,20 @@ class RunFolder:
         fresh.unlink(missing_ok=True)
         fresh.symlink_to(relative)
         fresh.replace(link)
+
+
+def vacate(folder: Path) -> None:
+    """Remove a folder that nobody works in and that says nothing of a run, with what processes left in it; and that above, if empty."""
+    if any((folder / name).exists() for name in SAID) or claims.holder(folder / ".run"):
+        return
+    for left in (folder / ".watch", *folder.glob(".run.claim-*")):
+        files.remove(left)
+    for log in folder.glob("logs/rank-*.log"):
+        log.unlink(missing_ok=True)
+    with contextlib.suppress(OSError):  # there is something else in it
+        for empty in (folder / "logs", folder, folder.parent):
+            if empty.is_dir():
+                empty.rmdir()
 
 
 def claimed(folder: Path, lost: Callable[[str], None] = lambda why: None) -> claims.Claim:

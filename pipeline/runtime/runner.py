@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.config import Config
-from pipeline.errors import DataError, PipelineError, TakenOver, of_the_machine
+from pipeline.errors import ConfigError, DataError, PipelineError, TakenOver, of_the_machine
 from pipeline.runtime import claims, files
 from pipeline.runtime.claims import Claim
 from pipeline.runtime.console import say, working
@@ -205,6 +205,11 @@ class Runner:
         try:
             with self.watched():
                 yield claim
+        except (ConfigError, DataError):  # a mistake leaves nothing that the next life could go on with
+            work = Path(f"{place}.partial-{claim.number}")
+            if not any((work / name).exists() for name in KEPT):
+                files.remove(work)
+            raise
         finally:
             self.claims.remove(claim)
             claim.leave()

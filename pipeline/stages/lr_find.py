@@ -32,7 +32,7 @@ def lr_find(config: TrainConfig, data: PreparedData, _: Beginning, space: Worksp
         GateError: the loss was never finite, or never fell.
     """
     world = space.world
-    recipe = Recipe.of(config.model_copy(update={"steps": STEPS, "average": None, "nonfinite": "stop"}), data)
+    recipe = Recipe.of(config.model_copy(update={"steps": STEPS, "warmup": 0, "average": None, "nonfinite": "stop"}), data)
     images = Images(data.open("train"), world, *normalisation(config, data))
     state, parts = initial_state(recipe, data, images, world)
     rates: list[float] = []

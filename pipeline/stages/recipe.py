@@ -15,10 +15,11 @@ from pipeline.errors import ConfigError
 from pipeline.learning import models
 from pipeline.learning.losses import LOSSES
 from pipeline.learning.metrics import Tally
+from pipeline.learning.models import Shape
 from pipeline.learning.networks import FastCifar
 from pipeline.learning.optim import OPTIMIZERS, keep_rates_on, spare_compiler
 from pipeline.learning.schedules import AVERAGES, SCHEDULES, Moment, rate
-from pipeline.learning.start import BEGINNINGS, freeze, train_mode
+from pipeline.learning.start import BEGINNINGS, fitting, freeze, train_mode
 from pipeline.learning.state import Scores, TrainState, patience_lost, score
 from pipeline.runtime import strategies
 from pipeline.runtime.world import World
@@ -50,16 +51,9 @@ class Recipe:
         if not data.counts["validation"] and (config.patience or config.schedule.name == "plateau"):
             what = "train.patience" if config.patience else "train.schedule: plateau"
             raise ConfigError(f"{what} looks at the validation split, which is empty; raise data.validation")
-        if config.metric == "top5" and len(data.classes) <= 5:
-            raise ConfigError(f"train.metric: top5 of {len(data.classes)} classes is always 1; choose accuracy, or loss")
-        side = min(data.shape[1:])
-        for k, spec in enumerate(config.augment):
-            if spec.name == "crop" and spec.options["padding"] >= side:
-                raise ConfigError(
-                    f"train.augment.{k}.padding: {spec.options['padding']} pixels are as many as images have; give fewer than {side}"
-                )
+        _check_images(config, data.shape, len(data.classes))
         average = config.average
-        return cls(
+        recipe = cls(
             config,
             batch_size,
             steps=config.steps or math.ceil(config.epochs * images / batch_size),
@@ -69,6 +63,8 @@ class Recipe:
             schedule=functools.partial(SCHEDULES[config.schedule.name], **config.schedule.options),
             share=functools.partial(AVERAGES[average.name], **average.options) if average else lambda moment: None,
         )
+        rate(recipe.schedule, Moment(0, recipe.steps, recipe.per_epoch), warmup=config.warmup, by=config.lr_by)  # refuses a long warmup
+        return recipe
 
     def batches(self, images: Images, data: PreparedData, world: World, parts: int = 1) -> TrainBatches:
         return TrainBatches(
@@ -101,6 +97,40 @@ class Recipe:
         return parts
 
 
+def foresee(config: TrainConfig, shape: Shape, classes: int) -> None:
+    """See that training can begin on images of `shape`, as far as neither their number nor that of the processes decides; draws nothing.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    _check_images(config, shape, classes)
+    with torch.random.fork_rng(devices=[]):
+        model = models.build(config.model, shape, classes)
+    if config.init.name == "weights":
+        fitting(model, **config.init.options)
+    freeze(model, config.freeze)
+
+
+def refuse(config: TrainConfig, data: PreparedData) -> None:
+    """As `foresee`, of images that have been prepared: by their number as well."""
+    Recipe.of(config, data)
+    foresee(config, data.shape, len(data.classes))
+
+
+def _check_images(config: TrainConfig, shape: Shape, classes: int) -> None:
+    if config.metric == "top5" and classes <= 5:
+        raise ConfigError(f"train.metric: top5 of {classes} classes is always 1; choose accuracy, or loss")
+    for key, values in (("mean", config.mean), ("std", config.std)):
+        if values and len(values) not in (1, shape[0]):
+            raise ConfigError(f"train.{key}: {len(values)} numbers for images of {shape[0]} channels; give 1 or {shape[0]}")
+    side = min(shape[1:])
+    for k, spec in enumerate(config.augment):
+        if spec.name == "crop" and spec.options["padding"] >= side:
+            raise ConfigError(
+                f"train.augment.{k}.padding: {spec.options['padding']} pixels are as many as images have; give fewer than {side}"
+            )
+
+
 def initial_state(recipe: Recipe, data: PreparedData, images: Images, world: World) -> tuple[TrainState, int]:
     """The state before the first step, the same on every process; and into how many parts a batch is cut."""
     config = recipe.config
@@ -131,10 +161,8 @@ def normalisation(config: TrainConfig, data: PreparedData) -> tuple[tuple[float,
     """Mean and standard deviation a channel: the recipe's, or the training split's."""
     channels = data.shape[0]
 
-    def each(values: Sequence[float] | None, found: tuple[float, ...], key: str) -> tuple[float, ...]:
+    def each(values: Sequence[float] | None, found: tuple[float, ...]) -> tuple[float, ...]:
         values = tuple(values or found)
-        if len(values) not in (1, channels):
-            raise ConfigError(f"train.{key}: {len(values)} numbers for images of {channels} channels; give 1 or {channels}")
         return values * (channels // len(values))
 
-    return each(config.mean, data.mean, "mean"), each(config.std, data.std, "std")
+    return each(config.mean, data.mean), each(config.std, data.std)
