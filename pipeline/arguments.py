@@ -24,7 +24,7 @@ COMMANDS = {
     "model": "the layers of the model: their shapes, parameters and operations",
     "doctor": "whether a run could begin, looked at on every process in less than a minute: code, devices, network, folders, clocks, data",
     "scale": "images/s on 1, 2, 4, ... processes of this machine, measured by turns, with a picture",
-    "status": "which stages are fresh, which are not, and why",
+    "status": "which stages are fresh, which are not, and why; of a configuration, or of a run by its folder or name",
     "config": "print the resolved configuration",
 }
 

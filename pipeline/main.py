@@ -60,6 +60,8 @@ def _answer(options: argparse.Namespace) -> int:
         return _demo(options.export, options.host, options.port)
     if options.command in ("logs", "cancel"):
         return _attend(_folder(options.run), options)
+    if options.command == "status":
+        options.words = _of_run(options.words)
     config = check(typed(options.words, options.data_dir))
     config = config if options.seed is None else of_seed(config, options.seed)
     config = config.model_copy(update={"run": as_trial(config.run)})
@@ -166,6 +168,15 @@ def _as_typed(options: argparse.Namespace) -> list[str]:
     """The program, and what was typed of the run."""
     words = [*options.words, *(["--data-dir", str(options.data_dir)] if options.data_dir else [])]
     return [sys.argv[0], *words, *([] if options.seed is None else ["--seed", str(options.seed)])]
+
+
+def _of_run(words: Sequence[str]) -> list[str]:
+    """`words`, of which the first may call a run by its folder, or its name, instead of its configuration."""
+    if words and "=" not in words[0] and not Path(words[0]).is_file():
+        for place in (Path(words[0]), Path("runs") / words[0]):
+            if (place / "config.yaml").is_file():
+                return [str(place / "config.yaml"), *words[1:]]
+    return [*words]
 
 
 def _status(config: Config, typed: Sequence[str]) -> int:

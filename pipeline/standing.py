@@ -3,15 +3,20 @@
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from pipeline.config import Config
-from pipeline.plan import status
+from pipeline.config import Config, load
+from pipeline.errors import PipelineError
+from pipeline.plan import check, fetched, status
 from pipeline.runs import Run, read_run
 from pipeline.runtime.claims import holder
 from pipeline.runtime.job import job_state
 from pipeline.runtime.manifests import Look, begun_before
 from pipeline.runtime.progress import clock
 from pipeline.summary import called
+from pipeline.wording import shown
+
+SHOWN = 3  # settings of which one line tells
 
 
 def standing(config: Config, typed: Sequence[str]) -> Iterator[str]:
@@ -38,7 +43,33 @@ def standing(config: Config, typed: Sequence[str]) -> Iterator[str]:
             fresh, _, note = seen.why.partition(" (")
             yield f"{name:9} {fresh:9} {_near(seen.place)}" + (f"\n{'':10}{note[:-1]}" if note else "")
     command = shlex.join([called(typed[0]), "run", *typed[1:]])
-    yield f"next: {_next(found, command) if owner is None else 'wait; the same command would leave at once while this one works'}"
+    if owner is not None:
+        yield "next: wait; the same command would leave at once while this one works"
+        return
+    yield f"next: {_next(found, command)}"
+    made = _made(place)
+    if made is not None and (differences := _differences(config, made)):
+        command = shlex.join([called(typed[0]), "run", str(place / "config.yaml")])
+        yield f"  or: {_next(status(made), command)}, with {differences}, as this run was made"
+
+
+def _made(place: Path) -> Config | None:
+    """With what the run in `place` was last begun, if that can be told, and is still possible."""
+    try:
+        return fetched(check(load(place / "config.yaml")))
+    except PipelineError:
+        return None
+
+
+def _differences(asked: Config, made: Config) -> str:
+    """What decides on results, where the run was not made with what is asked about; empty if it was."""
+    pairs = zip(_decisive(asked).items(), _decisive(made).values(), strict=True)
+    found = [f"{key}={shown(value)}" for (key, before), value in pairs if before != value]
+    return ", ".join(found[:SHOWN]) + (f" and {len(found) - SHOWN} more" if len(found) > SHOWN else "")
+
+
+def _decisive(config: Config) -> dict[str, Any]:
+    return config.data.reasons() | config.train.reasons() | config.evaluate.reasons() | config.export.reasons()
 
 
 def _state(run: Run) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from cluster import until
 from conftest import TINY, Run
-from processes import begin
+from processes import begin, launch
 
 from pipeline.config import load
 from pipeline.plan import check
@@ -50,3 +50,12 @@ def test_a_run_that_is_done_has_nothing_left_to_do(run: Run) -> None:
     assert [line.split()[:2] for line in lines[1:5]] == [[stage, "fresh"] for stage in ("prepare", "train", "evaluate", "export")]
     assert all(len(line) <= 80 for line in lines[:-1])
     assert re.fullmatch("next: `pipeline run .*run.name=tiny.*` finds all of it fresh", lines[-1])  # the command as it was typed
+
+
+def test_a_run_is_told_of_as_it_was_made(run: Run, tmp_path: Path) -> None:
+    assert run("train.epochs=1", until="train").code == 0
+    asked = run("train.epochs=1", "train.lr=0.5", until="status").output.splitlines()
+    assert asked[-2].endswith("train.lr=0.5` makes train, evaluate, export")
+    assert asked[-1] == "  or: `pipeline run runs/tiny/config.yaml` makes evaluate, export, with train.lr=0.05, as this run was made"
+    for called in ("tiny", "runs/tiny", "runs/tiny/config.yaml"):
+        assert launch(tmp_path, ["status", called]).output.endswith("\nnext: `pipeline run runs/tiny/config.yaml` makes evaluate, export\n")
