@@ -232,6 +232,13 @@ def prepared(config: Config) -> PreparedData:
     return Plan(config, _finder(config)).data
 
 
+def foreseen(config: Config) -> bool:
+    """Whether it is known what training would begin on; as `Plan.foresee`, but for weights that are no file here."""
+    config = fetched(config)
+    plan = Plan(config, _finder(config))
+    return plan.foresee() or plan.raw.source.known is not None
+
+
 def finished(config: Config, until: str) -> TrainedModel | None:
     """What has been trained for `config`, if all up to the stage `until`, from `train` on, is fresh."""
     plan = Plan(config, _finder(config))

@@ -22,7 +22,7 @@ from pipeline.config import load
 from pipeline.doctor.judge import judged
 from pipeline.runtime.fingerprint import ROOT
 
-ALL = {"processes", "code", "configuration", "versions", "devices", "run.folder", "rename", "data", "checkpoints", "W&B"}
+ALL = {"processes", "code", "configuration", "versions", "devices", "run.folder", "rename", "data", "model", "checkpoints", "W&B"}
 TOGETHER = {"rendezvous", "clock", "all-reduce"}
 
 
@@ -59,9 +59,16 @@ def test_sums_are_timed_by_what_training_uses_and_by_the_network(tmp_path: Path)
 
 def test_prepared_data_are_found_and_checkpoints_measured(tmp_path: Path) -> None:
     assert launch(tmp_path, ["prepare", *TINY]).code == 0
-    lines = doctor(tmp_path).output
-    assert "ok     data           synthetic, prepared: 57 test, 181 train, 19 validation" in lines
+    lines = doctor(tmp_path, "data.root=/nope", environment={"OMP_NUM_THREADS": "7"}).output
+    assert "ok     data           synthetic, prepared: 57 test, 181 train, 19 validation; /nope is not there, and not needed\n" in lines
+    assert "ok     model          lenet takes the images, and can begin as is asked\n" in lines
     assert "ok     checkpoints    take up to" in lines
+    assert ": 1 process of 1 thread; OMP_NUM_THREADS=7 does not count, run.threads does\n" in lines
+
+
+@pytest.mark.parametrize("word", ["train.freeze=[nothing*]", "train.model.kernel=50", "train.init=none.pth"])
+def test_a_model_that_cannot_be_trained_as_asked_is_told_as_such(tmp_path: Path, word: str) -> None:
+    assert [finding["what"] for finding in wrong(doctor(tmp_path, word))] == ["model"]
 
 
 def two(folder: Path, paths: tuple[Path, Path]) -> list[tuple[int, str]]:

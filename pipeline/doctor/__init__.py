@@ -27,13 +27,16 @@ from pipeline.runtime.console import say, say_plainly
 from pipeline.runtime.launch import prepare_process, read_launch
 from pipeline.runtime.signals import STOP_SIGNALS, exit_code
 
+UNFIT = "choose another train.model or data.size; `pipeline model` shows what each layer gives"
+
 
 def doctor(config: Config, *, as_json: bool) -> int:
     """Look at everything, and say it on the main process; 0 if all is well, else 1."""
     launch = read_launch(config.run)
     check_size(config, launch.size)
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # it prints stacks where a connection ends; what matters is said here
-    case = Case(config, launch, prepare_process(config.run, launch), Clock(limits.ALL))
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    case = Case(config, launch, prepare_process(config.run, launch), Clock(limits.ALL), asked)
     try:
         with _interruptible():
             code = _main(case, as_json) if launch.is_main else _other(case)
@@ -83,9 +86,14 @@ def _look(case: Case) -> None:
     if wrong and not data.done():
         wrong = given("data", begin(lambda: alone.glance(config)), case.clock.left(limits.GLANCE), [])[0] or wrong
     case.add([*images[0], *wrong])
-    for what, look, seconds in (("checkpoints", begin(lambda: alone.room(config, images[1])), limits.DATA), ("W&B", web, limits.WEB)):
-        found, wrong = given(what, look, case.clock.left(seconds), [], SLOW)
+    if not wrong:
+        found, wrong = given("model", begin(lambda: alone.model(config)), case.clock.left(limits.DATA), [], UNFIT)
         case.add([*found, *wrong])
+    if not wrong:
+        found, wrong = given("checkpoints", begin(lambda: alone.room(config, images[1])), case.clock.left(limits.DATA), [], SLOW)
+        case.add([*found, *wrong])
+    found, wrong = given("W&B", web, case.clock.left(limits.WEB), [], SLOW)
+    case.add([*found, *wrong])
 
 
 def _other(case: Case) -> int:
@@ -116,7 +124,7 @@ def _together(case: Case) -> None:
     Raises:
         PipelineError: this one cannot meet the others.
     """
-    facts = alone.facts(case.config, case.launch, case.threads)
+    facts = alone.facts(case.config, case.launch, case.threads, case.asked)
     look = begin(lambda: alone.devices(case.config))
     facts["device"], wrong = given("devices", look, case.clock.left(limits.DEVICE), {}, SLOW)
     case.add([case.of(finding) for finding in wrong])

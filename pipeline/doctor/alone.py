@@ -12,10 +12,11 @@ from importlib.metadata import version
 from typing import Any
 
 from pipeline import __version__
-from pipeline.config import Config
+from pipeline.config import Config, DataConfig, TrainConfig
 from pipeline.data.datasets import RawData
 from pipeline.doctor.findings import Finding
-from pipeline.plan import PREPARE, prepared, status
+from pipeline.errors import ConfigError
+from pipeline.plan import PREPARE, foreseen, prepared, status
 from pipeline.runtime import fingerprint
 from pipeline.runtime.claims import newest
 from pipeline.runtime.launch import Launch
@@ -26,7 +27,7 @@ WEB = 5.0  # seconds for a web server to answer
 PACKAGES = ("torch", "torchvision", "accelerate", "numpy")
 
 
-def facts(config: Config, launch: Launch, threads: int) -> dict[str, Any]:
+def facts(config: Config, launch: Launch, threads: int, asked: str) -> dict[str, Any]:
     """What must fit together over all processes; plain data."""
     code = {
         str(path.relative_to(fingerprint.ROOT.parent)): hashlib.sha256(path.read_bytes()).hexdigest()[:12]
@@ -44,6 +45,7 @@ def facts(config: Config, launch: Launch, threads: int) -> dict[str, Any]:
         "digests": {"code": f"sha256 {fingerprint.of_value(code)[:12]}", "configuration": f"sha256 {fingerprint.of_value(settings)[:12]}"},
         "cores": sorted(os.sched_getaffinity(0)),
         "threads": threads,
+        "threads_asked": asked if launch.size == 1 else "",  # launchers set it by themselves
         "device_asked": config.run.device,
         "device": {},
     }
@@ -96,7 +98,10 @@ def data(config: Config) -> tuple[list[Finding], dict[str, Look | None]]:
     Raises:
         PipelineError: the source cannot be looked at.
     """
-    stages = status(config)
+    try:
+        stages = status(config)
+    except ConfigError:  # in what training begins with, which `model` tells of
+        stages = status(config.model_copy(update={"train": TrainConfig()}))
     look, name = stages["prepare"], config.data.source.name
     if look is not None and look.manifest is not None:
         return [_prepared(config, look.manifest)], stages
@@ -115,8 +120,24 @@ def glance(config: Config) -> list[Finding]:
 
 
 def _prepared(config: Config, manifest: Manifest, note: str = "") -> Finding:
+    if config.data.root != DataConfig().root and not config.data.root.is_dir():
+        note += f"; {config.data.root} is not there, and not needed"
     counts = ", ".join(f"{count:,} {split}" for split, count in manifest.result["counts"].items())
     return Finding("data", f"{config.data.source.name}, prepared: {counts}{note}")
+
+
+def model(config: Config) -> list[Finding]:
+    """Whether it takes the images, and can begin as is asked.
+
+    Raises:
+        ConfigError: it does not, or cannot.
+    """
+    name = config.train.model.name
+    if config.train.init.options.get("path", "").startswith("wandb:"):
+        return [Finding("model", f"{name}; it begins with what W&B has, which is fetched by a run")]
+    if foreseen(config):
+        return [Finding("model", f"{name} takes the images, and can begin as is asked")]
+    return [Finding("model", f"{name}; whether it takes the images is known when they are prepared")]
 
 
 def room(config: Config, stages: dict[str, Look | None]) -> list[Finding]:

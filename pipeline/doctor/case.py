@@ -22,6 +22,7 @@ class Case:
     launch: Launch
     threads: int
     clock: Clock
+    asked: str = ""  # OMP_NUM_THREADS, which does not count
     meeting: Any = None  # a `probe.Meeting`, once it is reached
     names: dict[int, str] = field(default_factory=dict)  # of the processes; on the main one
     found: list[Finding] = field(default_factory=list)  # by this process, and on the main one by all

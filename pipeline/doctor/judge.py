@@ -109,5 +109,8 @@ def _cores(host: str, here: Sequence[Facts]) -> Iterator[Finding]:
         wrong = f"{len(here)} processes share {_count(len(cores), 'core')}"
         yield Finding("devices", wrong=wrong, cure="start fewer, or ask for more (--cpus-per-task)", who=host)
     each = f"{_count(len(here), 'process')} of {_count(here[0]['threads'], 'thread')}"
+    asked = here[0].get("threads_asked", "")
+    if asked not in ("", str(here[0]["threads"])):
+        each += f"; OMP_NUM_THREADS={asked} does not count, run.threads does"
     named = ", ".join(filter(None, [one["kind"], one.get("name", ""), _count(len(cores), "core")]))
     yield Finding("devices", f"{host}: {named}: {each}")
