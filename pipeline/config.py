@@ -36,6 +36,18 @@ from pipeline.reading import YAML, Plain, parsed, read
 from pipeline.wording import nearest, one_line, shown
 
 M = TypeVar("M", bound=BaseModel)
+PLAINLY = {  # what is said of a mistake in YAML, by what the library says of it; the rest keeps its words
+    r".*for the tag 'tag:yaml.org,2002:(.*)'.*": r"the tag !!\1 means nothing here; leave it out",
+    r".*for the tag '(.*)'.*": r"the tag \1 means nothing here; leave it out",
+    r".*alphabetic or numeric character.*": "what begins with * or & is to have a name; put text that does into quotes",
+    r".*undefined alias '(.*)'": r"*\1 stands for what no &\1 has named; put text that begins with * into quotes",
+    r".*unhashable key": "a list or mapping cannot be a key",
+    r".*mapping values are not allowed here": "a second ':' in a line; put text that has one into quotes",
+    r"(.*'\\t'.*)": r"\1; indent with spaces",
+    r"found character '(.)' that cannot start any token": r"no value begins with \1; put text that does into quotes",
+    r"expected <block end>.*": "it is indented in another way than the lines above",
+    r".*unacceptable character (#x\w+).*": r"it holds the character \1, which text has not",
+}
 
 
 class _Loader(Plain):
@@ -288,7 +300,12 @@ def load(path: Path | None = None, overrides: Sequence[str] = ()) -> Config:
         tree["run"] = {**(tree.get("run") or {}), **({"name": name} if name else {})}
     for override in sorted(overrides, key=lambda word: word.partition("=")[0].count(".")):  # a choice before its options
         _apply(tree, override)
-    return validated(Config, tree)
+    try:
+        return validated(Config, tree)
+    except ConfigError as error:
+        if empty := next((word for word in overrides if word.endswith("=") and str(error).startswith(f"{word[:-1]}:")), ""):
+            raise ConfigError(f"{empty[:-1]}: nothing stands behind '='; give a value, or leave it out") from None
+        raise
 
 
 def typed(words: Sequence[str], root: Path | None = None) -> Config:
@@ -358,6 +375,8 @@ def read_yaml(path: Path, what: str = "configuration", loader: type[Plain] = _Lo
 
 def _instead(path: Path) -> str:
     """What could have been meant by a file that is not there."""
+    if path.is_symlink():
+        return f"; it is a link to {path.readlink()}"
     if path.exists():
         return ""
     near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml") if p.is_file()], n=1)
@@ -369,11 +388,14 @@ def _instead(path: Path) -> str:
 def _place_and_problem(error: yaml.YAMLError) -> str:
     problem, mark = getattr(error, "problem", None), getattr(error, "problem_mark", None)
     if not problem or not mark:
-        return " ".join(str(error).split())
+        return _plainly(" ".join(str(error).split()))
     if problem.startswith("but "):
         problem = f"{error.context}, {problem}"  # type: ignore[attr-defined]
-    tab = "; indent with spaces" if "'\\t'" in problem else ""
-    return f"line {mark.line + 1}, column {mark.column + 1}: {problem}{tab}"
+    return f"line {mark.line + 1}, column {mark.column + 1}: {_plainly(problem)}"
+
+
+def _plainly(problem: str) -> str:
+    return next((re.sub(known, told, problem) for known, told in PLAINLY.items() if re.search(known, problem)), problem)
 
 
 def _read(path: Path) -> dict[str, Any]:
