@@ -32,6 +32,14 @@ EXAMPLES = {
 HOSTILE = ["a b", "a;touch harm", "$(touch harm)", "`touch harm`", "a'b", 'a"b', "a\\b", "a\n#SBATCH -N9", "a\r#SBATCH -N9", "a\0b", "#a"]
 
 
+UNREACHED = """\
+sbatch: error: resolve_ctls_from_dns_srv: res_nsearch error: Unknown host
+sbatch: error: fetch_config: DNS SRV lookup failed
+sbatch: error: _establish_config_source: failed to fetch config
+sbatch: fatal: Could not establish a configuration source
+"""  # of SLURM 22.05
+
+
 def submit(folder: Path, *words: str) -> Ended:
     """`pipeline submit WORDS` where there is no SLURM."""
     return launch(folder, ["submit", *TINY, *words], environment={"PATH": "/nothing", "HOME": str(folder)})
@@ -217,6 +225,18 @@ def test_without_slurm_it_is_one_line_and_nothing_is_written(tmp_path: Path) -> 
     ended = submit(tmp_path)
     assert (ended.code, ended.output) == (1, "pipeline: sbatch is not here; on a cluster with SLURM it is on the login nodes\n")
     assert names(tmp_path) == []
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "sbatch").write_text(f"#!/bin/sh\ncat >&2 <<'END'\n{UNREACHED}END\nexit 1\n")
+    (tmp_path / "sbatch").chmod(0o755)
+    ended = launch(tmp_path, ["submit", *TINY], environment={"PATH": f"{tmp_path}:/usr/bin:/bin", "HOME": str(tmp_path)})
+    assert (ended.code, ended.output) == (
+        1,
+        "pipeline: sbatch cannot reach the cluster (Could not establish a configuration source); "
+        "is this a login node, its controller up, SLURM_CONF right?\n",
+    )
+    assert names(tmp_path) == ["sbatch"]
 
 
 def test_a_run_that_was_not_submitted_has_no_job(tmp_path: Path) -> None:

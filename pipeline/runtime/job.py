@@ -17,6 +17,7 @@ from pipeline.runtime.foreign import json_in
 ENDED = {"BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY", "PREEMPTED", "TIMEOUT"}
 FIELDS = {"JobArrayID": 60, "State": 20, "RestartCnt": 12, "exit_code": 12, "Reason": 80, "NodeList": 4000}  # of `squeue`, and how wide
 STOPPED = {75, 130, 143}  # of `errors`: the same command goes on
+UNREACHED = re.compile(r"Could not establish a configuration source|Unable to contact slurm controller")
 UNKNOWN = "Invalid job id"  # what SLURM says of a job that has ended more than some minutes ago
 
 
@@ -55,6 +56,10 @@ def call(*command: str) -> str:
     except FileNotFoundError:
         raise PipelineError(f"{command[0]} is not here; on a cluster with SLURM it is on the login nodes") from None
     except subprocess.CalledProcessError as error:
+        if unreached := UNREACHED.search(error.stderr):
+            raise PipelineError(
+                f"{command[0]} cannot reach the cluster ({unreached[0]}); is this a login node, its controller up, SLURM_CONF right?"
+            ) from None
         raise PipelineError(" ".join(error.stderr.split()) or f"{command[0]} has failed with status {error.returncode}") from None
 
 
