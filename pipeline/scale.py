@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.config import Config, typed
-from pipeline.errors import ConfigError, PipelineError
+from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.plan import check, fetched
 from pipeline.process import Process, measure, outcome
 from pipeline.runtime.console import say, say_plainly
@@ -89,7 +89,8 @@ def _turn(words: Sequence[str], count: int) -> Found:
         lines = output.read().splitlines()
     if any(codes):
         said = next((line for line in lines if line.startswith("pipeline: ")), f"exit codes {codes}")
-        raise PipelineError(f"{count} process{'es' * (count > 1)}: {said.removeprefix('pipeline: ')}")
+        mistake = {each.exit_code: each for each in (ConfigError, DataError)}.get(codes[0], PipelineError)
+        raise mistake(f"{count} process{'es' * (count > 1)}: {said.removeprefix('pipeline: ')}")
     return dict(json.loads(next(line for line in reversed(lines) if line.startswith("{"))))
 
 

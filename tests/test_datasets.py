@@ -180,6 +180,11 @@ def test_a_folder_without_a_test_part_sets_every_fifth_image_aside(tmp_path: Pat
 def test_a_folder_with_nothing_in_it_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images in .*; expected .*/train/<class>/<image>, or .*; is data\.root right"):
         load("folder", tmp_path)
+    with pytest.raises(DataError, match=r"/gone is not there; give the folder of the images, as --data-dir or data\.root"):
+        load("folder", tmp_path / "gone")
+    write_image(tmp_path / "loose.png")
+    with pytest.raises(DataError, match=rf"{tmp_path} has images \(1\), but none in a folder for its class; move each into"):
+        load("folder", tmp_path)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "CMYK", "I;16", "LA"])

@@ -163,7 +163,7 @@ def test_a_data_set_that_cannot_be_learnt_is_refused(run: Run, tmp_path: Path) -
     ended = run("data.source=folder", f"data.root={tmp_path}/nowhere", until="prepare")
     assert ended.code == 3
     assert ended.output.count("\n") == 2  # the stage, and why
-    assert "no images in" in ended.output
+    assert "nowhere is not there; give the folder" in ended.output
 
 
 def test_altered_official_files_are_a_warning_that_is_kept(run: Run, tmp_path: Path) -> None:

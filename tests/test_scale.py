@@ -107,5 +107,5 @@ def test_the_command_starts_its_processes_and_leaves_a_picture(tmp_path: Path) -
 
 def test_what_a_process_complains_of_is_told(tmp_path: Path) -> None:
     ended = launch(tmp_path, ["scale", *WORDS, "data.source=folder", "data.root=nowhere", "--up-to", "1"], before=one_round)
-    assert ended.code == 1
-    assert ended.output.startswith("pipeline: 1 process: no images in nowhere"), ended.output
+    assert ended.code == 3
+    assert ended.output.startswith("pipeline: 1 process: nowhere is not there; give the folder"), ended.output

@@ -91,7 +91,7 @@ def folder(root: Path) -> Source:
 
     def load() -> RawDataset:
         if not listed["train"]:
-            raise DataError(f"no images in {root}; expected {root}/train/<class>/<image>, or {root}/<class>/<image>; is data.root right?")
+            raise DataError(_without_images(root, train))
         classes = sorted({c for c, _ in listed["train"]})
         if strange := {c for c, _ in listed.get("test", [])} - set(classes):
             raise DataError(f"{test} has classes that {train} has not: {', '.join(sorted(strange))}")
@@ -101,6 +101,16 @@ def folder(root: Path) -> Source:
         return RawDataset(RawSplit(*_labelled(listed["train"], classes)), RawSplit(*_labelled(listed["test"], classes)), classes)
 
     return Source(identity, load, "" if listed["train"] else f"no images in {root}")
+
+
+def _without_images(root: Path, train: Path) -> str:
+    if not root.is_dir():
+        return f"{root} is not there; give the folder of the images, as --data-dir or data.root"
+    from pipeline.data.images import suffixes
+
+    if loose := sum(path.suffix.lower() in suffixes() for path in train.iterdir()):
+        return f"{train} has images ({loose:,}), but none in a folder for its class; move each into {train}/<class>/"
+    return f"no images in {root}; expected {root}/train/<class>/<image>, or {root}/<class>/<image>; is data.root right?"
 
 
 def _images(root: Path) -> list[tuple[str, Path]]:
