@@ -215,7 +215,8 @@ def check_size(config: Config, processes: int) -> None:
         )
     if elastic and train.shards % processes:
         counts = ", ".join(str(2**k) for k in range(train.shards.bit_length()))
-        raise ConfigError(f"train.shards: {train.shards} cannot be shared out evenly to {processes} processes; start one of {counts}")
+        few = f"one of {counts}" if "," in counts else counts
+        raise ConfigError(f"train.shards: {train.shards} cannot be shared out evenly to {processes} processes; start {few}")
     accumulate = train.accumulate or 1
     each = train.shards if elastic else processes
     parts = each * accumulate

@@ -215,10 +215,7 @@ class TrainBatches(Dataset[Tensor]):
 
     def first_shape(self) -> tuple[int, int, int]:
         """Channels, height and width of the first images as they are augmented; later ones may be larger."""
-        one = np.zeros(1, np.int64)
-        draws = Draws(random(self._seed, 0, AUGMENT), 1, one, self._device, epochs=one, fixed=np.zeros(1, np.float32))
-        channels, height, width = self._augmented(self._images.take(one).to(self._device), draws).shape[1:]
-        return channels, height, width
+        return first_shape(self._augment, self._images.take(np.zeros(1, np.int64)).to(self._device), self._seed)
 
     def _augmented(self, images: Tensor, draws: Draws) -> Tensor:
         for augmentation in self._augment:
@@ -262,6 +259,16 @@ class TrainBatches(Dataset[Tensor]):
         targets = (batch.labels[:, None] == torch.arange(self._classes, device=self._device)).to(self._dtype)
         targets = targets[:own] * shares[:, None] + targets[own:] * (1 - shares)[:, None]
         return Batch(images, batch.labels[:own], targets, batch.parts)
+
+
+def first_shape(augment: Sequence[Augmentation], images: Tensor, seed: int) -> tuple[int, int, int]:
+    """Channels, height and width of one image, uint8 [1, C, H, W], as it is augmented in the first step."""
+    one = np.zeros(1, np.int64)
+    draws = Draws(random(seed, 0, AUGMENT), 1, one, images.device, epochs=one, fixed=np.zeros(1, np.float32))
+    for augmentation in augment:
+        images = augmentation(images, draws)
+    channels, height, width = images.shape[1:]
+    return channels, height, width
 
 
 def eval_batches(images: Images, world: World, *, batch_size: int) -> Iterator[Batch]:

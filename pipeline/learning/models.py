@@ -7,6 +7,7 @@ import contextlib
 import copy
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -243,6 +244,8 @@ def _taking(spec: Spec, shape: Shape, what: str = "train.model") -> Iterator[Non
     except ConfigError:
         raise
     except Exception as error:  # a library's net may raise anything on images that are too small
+        if short := re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error)):  # torch's words, on a CPU
+            raise ConfigError(f"{what}: {spec.name} has not room in memory: {int(short[1]):,} bytes; make it smaller") from None
         name, size = f"{spec.name} {spec.options.get('arch', '')}".strip(), "x".join(map(str, shape))
         raise ConfigError(f"{what}: {name} does not take images of {size}: {' '.join(str(error).split())}") from None
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.config import TrainConfig
 from pipeline.data.augment import AUGMENTATIONS, MIXES
-from pipeline.data.batches import Images, TrainBatches, global_index
+from pipeline.data.batches import Images, TrainBatches, first_shape, global_index
 from pipeline.errors import ConfigError
 from pipeline.learning import models
 from pipeline.learning.losses import LOSSES
@@ -106,6 +106,10 @@ def foresee(config: TrainConfig, shape: Shape, classes: int) -> None:
     _check_images(config, shape, classes)
     with torch.random.fork_rng(devices=[]):
         model = models.build(config.model, shape, classes)
+    augment = [functools.partial(AUGMENTATIONS[spec.name], **spec.options) for spec in config.augment]
+    first = first_shape(augment, torch.zeros(1, *shape, dtype=torch.uint8), config.seed)
+    if first != shape:
+        models.refuse_size(model, config.model, first, classes)
     if config.init.name == "weights":
         fitting(model, **config.init.options)
     freeze(model, config.freeze)
