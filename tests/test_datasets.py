@@ -177,6 +177,11 @@ def test_a_folder_without_a_test_part_sets_every_fifth_image_aside(tmp_path: Pat
     assert "every fifth image" in raw.notes[0]
 
 
+def test_a_data_set_of_the_hub_is_asked_for_by_name_alone(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=rf"no Parquet or Arrow files in {tmp_path}/gone; set .* or a name on the Hub"):
+        load("huggingface", tmp_path / "gone")
+
+
 def test_a_folder_with_nothing_in_it_says_what_was_expected(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"no images in .*; expected .*/train/<class>/<image>, or .*; is data\.root right"):
         load("folder", tmp_path)

@@ -139,7 +139,7 @@ def huggingface(
 
     `train` and `test` name its splits; `image` and `label` its columns, found by type if not given.
     """
-    return hub.source(path or str(root), revision, (train, test), image, label)
+    return hub.source(path or str(root.absolute()), revision, (train, test), image, label)
 
 
 def _split(images: Images, labels: NDArray[np.int64], classes: list[str], notes: list[str]) -> RawDataset:

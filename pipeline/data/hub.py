@@ -1,6 +1,7 @@
 """Data sets of the Hugging Face Hub, and local Parquet and Arrow files, through `datasets`."""
 
 import hashlib
+import logging
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,7 +33,7 @@ def source(path: str, revision: str, splits: tuple[str, str], image: str, label:
 
     def load() -> RawDataset:
         if not found and (local.is_dir() or local.is_absolute()):
-            raise DataError(f"no Parquet or Arrow files in {path}; set data.root or data.source.path")
+            raise DataError(f"no Parquet or Arrow files in {path}; set data.root, or data.source.path to their folder or a name on the Hub")
         parts = [_open(path, found, name) for name in splits] if found else _from_hub(path, revision, splits)
         columns = _columns(parts[0], image, label)
         classes = _classes(parts[0], columns[1])
@@ -50,6 +51,7 @@ def _from_hub(path: str, revision: str, splits: Sequence[str]) -> "list[Dataset]
 
     datasets.disable_progress_bars()
     disable_progress_bars()
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it tells of each of its tries; what came of them is told below
     try:
         builder = _patiently(lambda: datasets.load_dataset_builder(path, revision=revision))
         if not Path(builder.cache_dir).exists():  # where what has been read before is kept
