@@ -141,7 +141,9 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     command.add_argument("run", type=Path, metavar="RUN", help="the folder of a run that has been evaluated")
     text = "differences in configuration and results of finished runs, their curves, and paired tests against the first"
     command = commands.add_parser("compare", help=text, description=text)
-    command.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="the folder of a finished run, or of seeds; two or more")
+    command.add_argument(
+        "runs", type=Path, nargs="+", metavar="RUN", help="the folder of a run, or of seeds, or its name in runs/; two or more"
+    )
     command.add_argument("--out", type=Path, default=Path("comparison.png"), metavar="FILE.png", help="where the curves are drawn")
     text = "all runs of a folder: how they stand, what came of them"
     command = commands.add_parser("runs", help=text, description=text)

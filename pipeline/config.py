@@ -375,14 +375,16 @@ def read_yaml(path: Path, what: str = "configuration", loader: type[Plain] = _Lo
 
 def _instead(path: Path) -> str:
     """What could have been meant by a file that is not there."""
-    if path.is_symlink():
-        return f"; it is a link to {path.readlink()}"
+    if run := next((place / "config.yaml" for place in (path, Path("runs") / path) if (place / "config.yaml").is_file()), None):
+        return f"; that of the run is {run}"
     if path.exists():
         return ""
-    near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.y*ml") if p.is_file()], n=1)
-    if near:
-        return f"; did you mean {str(path.with_name(near[0]))!r}?"
-    return "" if path.suffix in (".yaml", ".yml") else "; a setting is written as section.key=value"
+    if path.is_symlink():
+        return f"; it is a link to {path.readlink()}"
+    there = {p.stem: p for p in path.parent.glob("*.y*ml") if p.is_file()}
+    if near := difflib.get_close_matches(path.stem, there, n=1):
+        return f"; did you mean {str(there[near[0]])!r}?"
+    return "" if path.suffix in (".yaml", ".yml") else "; a setting is written as section.key=value, without spaces"
 
 
 def _place_and_problem(error: yaml.YAMLError) -> str:

@@ -49,7 +49,7 @@ def _answer(options: argparse.Namespace) -> int:
     if options.command == "report":
         return _report(_folder(options.run))
     if options.command == "compare":
-        return _compare(options.runs, options.out)
+        return _compare([*map(_called, options.runs)], options.out)
     if options.command == "sweep":
         return _sweep(options)
     if options.command == "runs":
@@ -276,9 +276,13 @@ def _again(config: Config) -> int:
 
 def _folder(run: Path) -> Path:
     """The folder of a run that was called by it, or by its name."""
-    if found := next((place for place in (run, Path("runs") / run) if place.is_dir()), None):
+    if (found := _called(run)).is_dir():
         return found
     raise ConfigError(f"{run} is no folder of a run, nor runs/{run}")
+
+
+def _called(run: Path) -> Path:
+    return next((place for place in (run, Path("runs") / run) if place.is_dir()), run)
 
 
 if __name__ == "__main__":

@@ -401,6 +401,8 @@ FILES = {
     ("unclosed.yaml",): "unclosed.yaml is not YAML: line 1, column 19: expected ',' or '}', but got '<stream end>'",
     ("utf16.yaml",): "cannot read the configuration utf16.yaml: it is not UTF-8 text",
     ("words.yaml",): "words.yaml: expected sections (data, train, evaluate, export, run) of key: value (got 'train lr 3')",
+    ("tiny",): "cannot read the configuration tiny: No such file or directory; that of the run is runs/tiny/config.yaml",
+    ("runs/tiny",): "cannot read the configuration runs/tiny: it is a folder; that of the run is runs/tiny/config.yaml",
     ("god.yaml",): "cannot read the configuration god.yaml: No such file or directory; did you mean 'good.yaml'?",
     ("good",): "cannot read the configuration good: No such file or directory; did you mean 'good.yaml'?",
     ("good.yml",): "cannot read the configuration good.yml: No such file or directory; did you mean 'good.yaml'?",
@@ -512,7 +514,7 @@ COMMANDS = {
     ("compare", "a"): "compare: give the folders of two runs or more",
     ("compare", "a", "b"): "a is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME-seeds",
     ("compare", ".", "."): ". is not the folder of a run, nor one of seeds; a run leaves runs/NAME, seeds leave runs/NAME-seeds",
-    ("sweep", "none.yaml"): "cannot read the sweep none.yaml: No such file or directory; did you mean 'nan.yaml'?",
+    ("sweep", "none.yaml"): "cannot read the sweep none.yaml: No such file or directory",
     ("sweep", "good.yaml"): "good.yaml is no sweep: it has no parameters; see configs/sweep.yaml",
     ("sweep", "list.yaml"): "list.yaml is no sweep: it has no parameters; see configs/sweep.yaml",
     ("sweep", "folder.yaml"): "cannot read the sweep folder.yaml: it is a folder",
@@ -659,6 +661,8 @@ FORESEEN = {  # torch is asked, but no image is read
     "train.freeze=[bias]": "train.freeze: no parameter is named 'bias'; did you mean '9.bias'?",
     "train.freeze=['*']": "train.freeze: no parameter is left to learn; freeze fewer",
     "train.model.kernel=50": "train.model: lenet does not take images of 3x12x12: nothing is left after the convolution with 4 channels",
+    "train.augment=[{name: progressive_resize, start: 4}]": "train.augment: lenet does not take images of 3x4x4: ",
+    "train.model={name: mlp, hidden: [100000000000000]}": "train.model: mlp has not room in memory: 172,800,000,000,000,000 bytes",
     "data.size=2": "train.model: lenet does not take images of 3x2x2: nothing is left after the convolution with 4 channels",
     "train.metric=top5": "train.metric: top5 of 4 classes is always 1; choose accuracy, or loss",
     "train.init=other.safetensors": "train.init: other.safetensors has no 0.weight; choose the train.model that it was made with",
@@ -694,6 +698,8 @@ def test_a_file_that_is_no_configuration_is_one_line_and_nothing_is_done(tmp_pat
     (tmp_path / "utf16.yaml").write_bytes("train: {lr: 1}".encode("utf-16"))
     (tmp_path / "latin.yaml").write_bytes(b"run: {name: caf\xe9}")
     (tmp_path / "folder.yaml").mkdir()
+    (tmp_path / "runs/tiny").mkdir(parents=True)
+    (tmp_path / "runs/tiny/config.yaml").write_text("")
     (tmp_path / "itself.yaml").symlink_to("itself.yaml")
     (tmp_path / "gone.yaml").symlink_to("nowhere.yaml")
     (tmp_path / "good.yaml").write_text("")
