@@ -19,7 +19,7 @@ from typing import Any
 from pipeline.arguments import STAGES, parsed
 from pipeline.config import Config, typed
 from pipeline.errors import ConfigError
-from pipeline.plan import check, fetched, finished
+from pipeline.plan import check, fetched, finished, foreseen
 from pipeline.runtime import claims, files, journal
 from pipeline.runtime.console import say
 from pipeline.runtime.launch import StopFlag
@@ -27,6 +27,7 @@ from pipeline.search import METRICS, Search, Trial, command_of
 
 LOOK, PATIENCE = 0.2, 5.0  # seconds between two looks; and for a trial that is to end at once
 PROGRAMS = tuple(f"{stage}.py" for stage in (*STAGES, "run"))  # of launch/
+DECISIVE = {"model", "init", "freeze", "augment", "mean", "std", "metric", "batch_size"}  # of `train`, on whether it can begin
 WITH_US = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a trial whose sweep is killed stops, with a checkpoint
@@ -116,6 +117,23 @@ def bound(search: Search, trial: Trial, overrides: Sequence[str], name: str) -> 
     folder, called = config.run.folder / f"{name}-sweep", f"trial-{trial.number}"
     config = config.model_copy(update={"run": config.run.model_copy(update={"folder": folder, "name": called})})
     return Attempt(trial, config, command_of(search, [*words, f"run.folder={folder}", f"run.name={called}"]), own[1:], until)
+
+
+def foresee(attempts: Sequence[Attempt]) -> None:
+    """See that each can begin to train, once for all that are alike in what decides on it.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    known: set[str] = set()
+    for attempt in attempts:
+        what = attempt.config.model_dump_json(include={"data": True, "train": DECISIVE})
+        try:
+            if what not in known:
+                foreseen(attempt.config)
+        except ConfigError as error:
+            raise ConfigError(f"trial {attempt.trial.number} ({shlex.join(attempt.trial.words)}): {error}") from None
+        known.add(what)
 
 
 def _typed(command: Sequence[str]) -> list[str]:

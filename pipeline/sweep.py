@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.attempt import Attempt, bound
+from pipeline.attempt import Attempt, bound, foresee
 from pipeline.errors import ConfigError, PipelineError, Stopped
 from pipeline.runtime import claims, files
 from pipeline.runtime.console import say
@@ -41,6 +41,7 @@ def sweep(path: Path, overrides: Sequence[str], *, count: int | None, seed: int)
     if taken := next((word for word in overrides if word.partition("=")[0] in search.parameters), None):
         raise ConfigError(f"{taken}: {path} has parameters.{taken.partition('=')[0]}; change it there")
     attempts = [bound(search, trial, overrides, name) for trial in trials(search, count, seed)]
+    foresee(attempts)
     folder = attempts[0].config.run.folder
     if search.early_terminate:
         say(f"{path}: early_terminate is for W&B's service; here every trial runs to its end")

@@ -67,6 +67,14 @@ def test_a_trial_that_fails_ends_no_other_and_the_same_command_tries_it_again(tm
     assert [row["state"] for row in results(tmp_path)["trials"]] == ["done", "failed"]
 
 
+def test_a_trial_that_cannot_begin_is_refused_before_the_first_starts(tmp_path: Path) -> None:
+    write(tmp_path, {"train.model.kernel": {"values": [3, 50]}})
+    ended = swept(tmp_path)
+    assert (ended.code, ended.output.count("\n")) == (2, 1)
+    assert ended.output.startswith("pipeline: trial 2 (train.model.kernel=50): train.model: lenet does not take images of 3x12x12: ")
+    assert not (tmp_path / "runs").exists()
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "number",
