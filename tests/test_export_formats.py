@@ -5,6 +5,8 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +15,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from conftest import TINY, Run
 from onnx import numpy_helper
 from pickles import pickles
@@ -204,24 +207,53 @@ def test_what_is_refused_ends_the_stage_with_4_and_is_not_kept(run: Run, tmp_pat
     assert not (tmp_path / "runs/tiny/export").exists()
 
 
-def told_to_stop(_: int) -> None:
+def stopped_beside_a_stranger_that_hangs(_: int) -> None:
     open_ = Stranger.open
 
     def opened(self: Stranger, name: str) -> None:
-        open_(self, name)
+        os.kill(self._process.pid, signal.SIGSTOP)
         for pid in (self._process.pid, os.getpid()):  # as a scheduler does
-            os.kill(pid, signal.SIGTERM)
+            threading.Timer(0.1, os.kill, (pid, signal.SIGTERM)).start()
+        Path("beside").write_text(str(self._process.pid))
+        open_(self, name)
 
     Stranger.open = opened  # type: ignore[method-assign]
 
 
-def test_a_stop_while_comparing_leaves_with_75_and_the_same_command_goes_on(run: Run) -> None:
-    ended = run(FEW, before=told_to_stop)
+def compiling_for_ever(_: int) -> None:
+    """Its compiler starts a process, as g++ does, and waits for it."""
+    compiler = Path("compiler").absolute()
+    compiler.write_text("#!/bin/sh\nsleep 600 &\necho $$ $! > begun && mv begun beside\nwait\n")
+    compiler.chmod(0o755)
+    os.environ["CXX"] = str(compiler)
+    torch._inductor.config.cpp.cxx = (None, str(compiler))
+    main = os.getpid()
+
+    def tell() -> None:
+        while not Path("beside").exists():
+            time.sleep(0.01)
+        os.kill(main, signal.SIGINT)
+
+    threading.Thread(target=tell, daemon=True).start()
+
+
+@pytest.mark.parametrize(("formats", "where"), [("[]", stopped_beside_a_stranger_that_hangs), ("aotinductor", compiling_for_ever)])
+def test_a_stop_while_another_process_works_leaves_with_75_and_nobody_behind(
+    run: Run, tmp_path: Path, formats: str, where: Callable[[int], None]
+) -> None:
+    ended = run(FEW, f"export.formats={formats}", before=where)
     assert ended.code == 75, ended.output
-    assert "stopped while exporting; the trained model is kept" in ended.output
-    again = run(FEW)
-    assert again.code == 0, again.output
-    assert "train: fresh" in again.output
+    assert ended.output.splitlines()[-1] == "pipeline: stopped while exporting; the trained model is kept, the same command goes on"
+    deadline = time.monotonic() + 60
+    for pid in (tmp_path / "beside").read_text().split():
+        while Path(f"/proc/{pid}").exists():  # it was told to end, and is about to be gone
+            assert time.monotonic() < deadline, "it was left behind"
+            time.sleep(0.01)
+    assert not (tmp_path / "runs/tiny/export").exists()
+    if formats == "[]":
+        again = run(FEW)
+        assert again.code == 0, again.output
+        assert "train: fresh" in again.output
 
 
 def test_int8_is_calibrated_on_validation_images_and_needs_no_others(whole: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import ExportedModel, Format, PreparedData, Report, TrainedModel
+from pipeline.stages.export import stop
 from pipeline.stages.export.formats import FILES, FORMATS, LeftOut, Source
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
 
     Raises:
         GateError: one departs from the trained model by more than `config` allows.
+        Stopped: this process was told to stop.
     """
     from pipeline.stages.evaluate import load
     from pipeline.stages.export.card import card
@@ -28,7 +30,8 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
 
     source = Source(Exported(load(trained), trained.mean, trained.std).eval(), data, trained)
     names = [spec.name for spec in config.formats]
-    with contextlib.closing(show_progress("export", total=2 * len(names) + 1, units="parts")) as progress:
+    shown = contextlib.closing(show_progress("export", total=2 * len(names) + 1, units="parts"))
+    with stop.interrupted_by(space.stop), shown as progress:
         left_out = {name: why for name in names if (why := _write(name, source, space, progress))}
         exported = _checked([name for name in names if name not in left_out], left_out, source, report, config, space, progress)
     about = trained.model_dump(mode="json", include={"model", "shape", "classes", "mean", "std"})
@@ -39,6 +42,7 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
 
 def _write(name: str, source: Source, space: Workspace, progress: Progress) -> str:
     """Why the format was left out; empty if it was not."""
+    stop.look(space.stop)
     progress.doing(f"writing {FILES[name]}")
     why = ""
     try:
@@ -71,6 +75,7 @@ def _checked(
         progress.step()
         trained, formats = tallies[""], {}
         for name in names:
+            stop.look(space.stop)
             progress.doing(f"timing {FILES[name]}")
             ran = check.ran(asked, source, name, tallies[name]) if name in to_run else None
             formats[name] = Format(file=FILES[name], bytes=(space.dir / FILES[name]).stat().st_size, ran=ran)

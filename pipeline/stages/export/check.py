@@ -20,11 +20,11 @@ from safetensors.numpy import load_file
 from torch import nn
 
 from pipeline.config import ExportConfig
-from pipeline.errors import GateError, PipelineError, Stopped
+from pipeline.errors import GateError, PipelineError
 from pipeline.runtime.runner import Workspace
 from pipeline.runtime.signals import STOP_SIGNALS
 from pipeline.stages.artifacts import Ran, Report
-from pipeline.stages.export import stranger
+from pipeline.stages.export import stop, stranger
 from pipeline.stages.export.formats import FILES, Source
 
 BLOCK = 200  # images
@@ -40,6 +40,7 @@ class Stranger:
     def __init__(self, folder: Path) -> None:
         """Start it, with signals blocked: they are for this process, at whose end it reads no more and ends as well."""
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
+        self._scratch = tempfile.TemporaryDirectory(dir=folder.absolute())  # AOTInductor unpacks there, and is killed before it tidies up
         before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             self._process = subprocess.Popen(  # noqa: S603
@@ -48,7 +49,7 @@ class Stranger:
                 stdout=subprocess.PIPE,
                 stderr=self._errors,
                 cwd=folder,
-                env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+                env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "TMPDIR": self._scratch.name},
             )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -81,6 +82,7 @@ class Stranger:
             with contextlib.suppress(OSError):  # what has not been sent
                 self._pipe(pipe).close()
         self._process.wait()
+        self._scratch.cleanup()
 
     def _ask(self, file: str, question: Mapping[str, Any], images: NDArray[np.uint8] | None = None) -> dict[str, Any]:
         """Raises GateError if it cannot do what it is asked, or has ended over it; PipelineError if it was killed."""
@@ -161,8 +163,7 @@ def compare(
     at = 0
     for part in source.data.open("test").images:
         for first in range(0, len(part), BLOCK):
-            if space.stop:
-                raise Stopped("stopped while exporting; the trained model is kept, the same command goes on")
+            stop.look(space.stop)
             block = np.array(part[first : first + BLOCK])
             eager = _eager(source.model, block)
             answers = {name: asked.run(name, block) if name else eager for name in tallies}
