@@ -27,7 +27,7 @@ PREPARE = Stage("prepare", PreparedData, version=1, on="first")
 TRAIN = Stage("train", TrainedModel, version=2, on="all")
 EVALUATE = Stage("evaluate", Report, version=3, on="all")
 LR_FIND = Stage("lr_find", RateTest, version=1, on="all")
-EXPORT = Stage("export", ExportedModel, version=2, on="main")
+EXPORT = Stage("export", ExportedModel, version=3, on="main")
 
 
 class Run(Protocol):

@@ -273,6 +273,34 @@ def test_int8_is_calibrated_on_validation_images_and_needs_no_others(whole: Path
     assert found[0] != found[1], "of other images the ranges are others"
 
 
+class Attending(torch.nn.Module):
+    """Pixels [B, 3, 12, 12] as 12 tokens, each of which attends to all of them about alike."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.each, self.head = torch.nn.Linear(36, 24), torch.nn.Linear(96, 4)
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        queries, keys, values = self.each(pixels.reshape(-1, 12, 36)).chunk(3, 2)
+        found: torch.Tensor = self.head(((0.05 * queries @ keys.transpose(1, 2)).softmax(2) @ values).flatten(1))
+        return found
+
+
+def test_8_bits_do_not_spoil_attention(whole: Path, tmp_path: Path) -> None:
+    data = artifact(whole, PREPARE)
+    unused: Any = None
+    source = formats.Source(Exported(Attending(), data.mean, data.std).eval(), data, unused)
+    for name in ("onnx", "int8"):
+        formats.FORMATS[name](source, tmp_path / formats.FILES[name])
+    images = np.array(data.open("test").images[0])
+    with a_stranger(tmp_path) as asked:
+        for name in ("onnx", "int8"):
+            asked.open(name)
+        (plain, _), (eight, _) = (asked.run(name, images) for name in ("onnx", "int8"))
+    assert np.abs(eight - plain).max() < 0.1 * np.abs(plain).max()
+
+
 def test_calibration_images_are_spread_over_all_shards() -> None:
     parts = [np.arange(0, 30, dtype=np.uint8), np.arange(30, 100, dtype=np.uint8)]
     assert formats._spread(parts, 10).tolist() == [0, 10, 20, 30, 40, 50, 60, 70, 80, 90]
@@ -296,7 +324,7 @@ MODELS = {
     "lenet, grey": ["data.channels=1"],
     "resnet18": ["train.model={name: resnet18, width: 4}"],
     "resnet18, grey, two processes": ["train.model={name: resnet18, width: 4}", "data.channels=1"],
-    "a transformer": ["train.model={name: timm, arch: test_vit}", "data.size=32"],
+    "a transformer": ["train.model={name: timm, arch: test_vit}", "data.size=32", "train.steps=60", "export.int8_loss=0"],
     "torchvision, bfloat16": ["train.model={name: torchvision, arch: squeezenet1_1}", "data.size=32", "train.precision=bf16"],
     "a convnet of timm": ["train.model={name: timm, arch: test_resnet}", "data.size=32"],
     "dropout, float64": ["train.model={name: wrn_16_4, depth: 10, widen: 1, dropout: 0.3}", "train.precision=fp64"],
@@ -310,7 +338,7 @@ COMPILED = ("lenet, grey", "resnet18", "a transformer")  # it takes long
 @pytest.mark.parametrize("model", MODELS)
 def test_every_format_of_every_kind_of_model_agrees(run: Run, tmp_path: Path, model: str) -> None:
     every = "export.formats=[int8, pt2, aotinductor]" if model in COMPILED else "export.formats=[int8, pt2]"
-    ended = run(*MODELS[model], every, "train.steps=3", "export.int8_loss=1", processes=2 if "two processes" in model else 1)
+    ended = run(every, "train.steps=3", "export.int8_loss=1", *MODELS[model], processes=2 if "two processes" in model else 1)
     assert ended.code == 0, ended.output
     found = artifact(tmp_path, EXPORT)
     made = set(formats.FORMATS) - {*found.left_out} - ({"aotinductor"} if model not in COMPILED else set())

@@ -186,10 +186,10 @@ def judge(name: str, found: Tally, trained: Tally, config: ExportConfig) -> None
     if not found.rounding <= ROUNDING:
         raise GateError(f"{FILES[name]}: its probabilities are not the softmax of its logits, by {found.rounding:.3g}")
     if name == "int8":
-        if (trained.right - found.right) / found.images > config.int8_loss:
+        if (lost := (trained.right - found.right) / found.images) > config.int8_loss:
             raise GateError(
                 f"{FILES[name]} is right on {found.right} of {found.images} test images, the trained model on {trained.right}: "
-                f"more is lost than export.int8_loss={config.int8_loss:g} allows; train for it, or leave it out"
+                f"more is lost than export.int8_loss={config.int8_loss:g} allows; leave int8 out of export.formats, or allow {lost:.4f}"
             )
     elif found.decided < found.images or not found.difference <= config.tolerance * found.largest:
         raise GateError(

@@ -22,6 +22,7 @@ from pipeline.errors import ConfigError
 from pipeline.stages.artifacts import PreparedData, TrainedModel
 
 if TYPE_CHECKING:
+    from onnx import GraphProto, NodeProto
     from torch import nn
     from torch.export import ExportedProgram
 
@@ -138,8 +139,21 @@ def int8(source: Source, path: Path) -> None:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder, quiet():
         folded = Path(folder) / "folded.onnx"
         quant_pre_process(path.with_name(FILES["onnx"]), folded, skip_symbolic_shape=True)
-        whole = [node.name for node in load(folded).graph.node if node.op_type == "Softmax"]  # 256 probabilities would be too few
+        whole = [node.name for node in _in_float(load(folded).graph)]
         quantize_static(folded, path, Reader(), quant_format=QuantFormat.QDQ, per_channel=True, nodes_to_exclude=whole)
+
+
+def _in_float(graph: "GraphProto") -> Iterator["NodeProto"]:
+    """The nodes that 8 bits are not for.
+
+    Softmax: 256 probabilities would be too few. Products of two activations, as attention has: a softmax between two such products
+    is made one of 8 bits by onnxruntime when it opens the file, which to 1.31 takes the largest values for the least (its issue
+    29727). LayerNormalization: there is none of 8 bits, so that its input would be rounded for nothing, and it is slower.
+    """
+    constant = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type in ("Softmax", "LayerNormalization") or (node.op_type == "MatMul" and not constant & set(node.input)):
+            yield node
 
 
 def _spread(parts: Sequence[NDArray[np.uint8]], most: int) -> NDArray[np.uint8]:
