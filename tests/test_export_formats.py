@@ -1,6 +1,7 @@
 """Every format is used by a process without this package, on the whole test split; what departs from the trained model is not kept."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -348,3 +349,24 @@ def test_every_format_of_every_kind_of_model_agrees(run: Run, tmp_path: Path, mo
         assert ran is not None
         assert ran.difference <= 1e-5 * found.largest_logit
     assert {path.name: some for path in found.dir.iterdir() if (some := pickles(path.read_bytes()))} == {}
+    if "aotinductor" in made:
+        card = (found.dir / "README.md").read_text()
+        code = next(block for block in re.findall(r"```python\n(.*?)```", card, re.DOTALL) if "aoti_load_package" in block)
+        subprocess.run([sys.executable, "-I", "-c", code + REFUSES], cwd=found.dir, check=True)
+
+
+REFUSES = """
+import json
+
+_, channels, height, width = shape = (1, *json.load(open("model.json"))["shape"])
+wrong = [
+    torch.zeros(shape), torch.zeros(1, channels, height - 1, width, dtype=torch.uint8), torch.zeros(shape[1:], dtype=torch.uint8),
+    torch.zeros(1, height, width, channels + 1, dtype=torch.uint8)[..., 1:].permute(0, 3, 1, 2),
+]
+for images in wrong:
+    try:
+        program(images)
+    except RuntimeError:
+        continue
+    raise SystemExit(f"takes {images.dtype} of {images.shape}, strides {images.stride()}")
+"""

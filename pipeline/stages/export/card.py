@@ -19,51 +19,48 @@ from pipeline.runtime.manifests import environment
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import ExportedModel, Format, PreparedData, Report, TrainedModel
 from pipeline.stages.export.formats import CALIBRATION
+from pipeline.stages.export.use import use
 
 FEW = 100  # classes that are named
-USE = {
-    "safetensors": ("the weights alone", 'from safetensors.numpy import load_file\n\nweights = load_file("{file}")'),
-    "onnx": (
-        "for onnxruntime, in any language",
-        'import numpy as np, onnxruntime\n\nsession = onnxruntime.InferenceSession("{file}")\n'
-        'images = np.zeros((1, {shape}), np.uint8)\nlogits, probabilities = session.run(None, {{"images": images}})',
-    ),
-    "pt2": (
-        "a program of torch.export",
-        'import torch\n\nprogram = torch.export.load("{file}").module()\n'
-        "logits, probabilities = program(torch.zeros(1, {shape}, dtype=torch.uint8))",
-    ),
-    "aotinductor": (
-        "machine code, for torch without a compiler",
-        'import torch\n\nprogram = torch._inductor.aoti_load_package("{file}")\n'
-        "logits, probabilities = program(torch.zeros(1, {shape}, dtype=torch.uint8))",
-    ),
+CITED = {  # by the name of a source: whose data they are
+    "mnist": "[MNIST](http://yann.lecun.com/exdb/mnist/): Y. LeCun, L. Bottou, Y. Bengio, P. Haffner, "
+    '"Gradient-based learning applied to document recognition", Proceedings of the IEEE, 1998.',
+    "cifar10": "[CIFAR-10](https://www.cs.toronto.edu/~kriz/cifar.html): A. Krizhevsky, "
+    '"Learning multiple layers of features from tiny images", 2009.',
+    "digits": "[Optical Recognition of Handwritten Digits](https://doi.org/10.24432/C50P49): E. Alpaydin, C. Kaynak, UCI, 1998; "
+    "the part of it that scikit-learn has.",
+    "synthetic": "They were drawn by a computer to test this package, and show nothing.",
 }
-USE["int8"] = ("the same in 8 bits", USE["onnx"][1])
+ON_HUB = {"mnist": "ylecun/mnist", "cifar10": "uoft-cs/cifar10"}  # the same data there
+LICENCE = (
+    "None is given: whoever publishes these files decides, and writes it into the head of this card, as `license: apache-2.0` say. "
+    "The data that the model has learnt from have terms of their own."
+)
 
 
 def card(data: PreparedData, trained: TrainedModel, report: Report, exported: ExportedModel, space: Workspace) -> str:
     source = space.config.data.source
     name = f"{trained.model.name} on {source.name}"  # not the run's: other runs share this artifact
-    head = yaml.safe_dump(_head(name, source, trained, report, exported), sort_keys=False, allow_unicode=True, width=1000)
+    head = yaml.safe_dump(_head(name, source, data, trained, report, exported), sort_keys=False, allow_unicode=True, width=1000)
     parts = {
         "Results": _results(data, trained, report),
         "Data": _data(source, data),
         "Formats": _formats(exported),
-        "Use": _use(trained, exported),
+        "Use": use(data, trained, exported),
+        "Licence": LICENCE,
         "Limits": _limits(source, data, trained, exported),
         "Checksums": _checksums(exported),
-        "Recipe": f"Made by pipeline {__version__}.\n\n{_json(space.config.train.model_dump(mode='json'), indent=2)}",
+        "Recipe": _recipe(space),
     }
     sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
     return f"---\n{head}---\n\n# {name}\n\n{_first_words(trained)}\n\n{sections}\n"
 
 
-def _head(name: str, source: Spec, trained: TrainedModel, report: Report, exported: ExportedModel) -> dict[str, Any]:
+def _head(name: str, source: Spec, data: PreparedData, trained: TrainedModel, report: Report, exported: ExportedModel) -> dict[str, Any]:
     """In the words of the Hub: huggingface.co/docs/hub/model-cards; metrics by the names of its `evaluate`."""
     metrics = {"accuracy": ("Accuracy", "accuracy"), "f1": ("F1, mean over classes", "macro_f1")}
     found = [{"type": kind, "name": words, "value": report.test[key]} for kind, (words, key) in metrics.items()]
-    on_hub = _on_hub(source)
+    on_hub = _on_hub(source) or ("" if data.notes else ON_HUB.get(source.name, ""))  # of other files than the official ones it is noted
     split = str(source.options.get("test", "test")) if source.name == "huggingface" else "test"
     dataset = {"type": on_hub or source.name, "name": on_hub or source.name, "split": split}
     task = {"type": "image-classification", "name": "Image classification"}
@@ -113,14 +110,42 @@ def _data(source: Spec, data: PreparedData) -> str:
     doubles = sum(count for pair, count in data.duplicates.items() if "test" in pair and "train" in pair)
     about = {"source": source.model_dump(mode="json"), "classes": data.classes[:FEW], "notes": data.notes}
     more = f" {len(data.classes) - FEW:,} more classes are in `model.json`." if len(data.classes) > FEW else ""
-    return f"Images: {counts}; {doubles:,} of the test split are in the training split too, pixel for pixel.{more}\n\n{_json(about)}"
+    whose = f"{CITED[source.name]}\n\n" if source.name in CITED else ""
+    return (
+        f"{whose}Images: {counts}; {doubles:,} of the test split are in the training split too, pixel for pixel.{more} "
+        f"Where they are from, the classes in the order of the probabilities, and what was to be noted:\n\n{_json(about)}"
+    )
 
 
-def _json(value: Any, indent: int | None = None) -> str:
-    """A block that nothing in `value` can end: each line of it begins with a brace, a blank or a quotation mark."""
-    plain = json.dumps(value, indent=indent, ensure_ascii=False)
-    safe = all(c.isprintable() or c == "\n" for c in plain)  # what turns the direction of writing, say, is not
-    return f"```json\n{plain if safe else json.dumps(value, indent=indent)}\n```"
+def _recipe(space: Workspace) -> str:
+    """All that the training depends on, the defaults of this version included: a file that `pipeline run` takes.
+
+    But for where the data lie; what they are is said by their source.
+    """
+    sections = {
+        "data": space.config.data.model_dump(mode="json", exclude={"root"}),
+        "train": space.config.train.model_dump(mode="json"),
+    }
+    lines = ",\n".join(f"{_line(name)}: {{\n{_members(values)}\n}}" for name, values in sections.items())
+    return (
+        f"Made by pipeline {__version__}. With this in a file, `pipeline run FILE` trains the same again (`--data-dir` says where the "
+        f"data are, if they are not in `data`); nothing is left out that has a default, since another version may have another.\n\n"
+        f"```json\n{{{lines}}}\n```"
+    )
+
+
+def _members(values: Mapping[str, Any]) -> str:
+    return ",\n".join(f"  {_line(key)}: {_line(value)}" for key, value in values.items())
+
+
+def _json(value: Any) -> str:
+    """A block that nothing in `value` can end: it is a line, and begins with a brace."""
+    return f"```json\n{_line(value)}\n```"
+
+
+def _line(value: Any) -> str:
+    plain = json.dumps(value, ensure_ascii=False)
+    return plain if plain.isprintable() else json.dumps(value)  # what turns the direction of writing, say, is not
 
 
 def _formats(exported: ExportedModel) -> str:
@@ -134,8 +159,19 @@ def _formats(exported: ExportedModel) -> str:
         f"split; the trained model, in float32 by torch {made['torch']}, is right on {exported.accuracy:.4f} of them, and its largest "
         f"logit is {exported.largest_logit:.3g}. Times are medians of up to {_most(exported)} runs on {exported.threads} "
         f"thread{'s' if exported.threads != 1 else ''} of {made['cpu'] or 'a CPU'}, beside whatever else ran there; images/s are those of "
-        f"batch 64.{left_out}"
+        f"batch 64.{_choice(exported)}{left_out}"
     )
+
+
+def _choice(exported: ExportedModel) -> str:
+    """Which to take, of several that can be run, by what was measured."""
+    timed = {made.file: made.ran.latency for made in exported.formats.values() if made.ran}
+    if len(timed) < 2:
+        return ""
+    one, many = (min(timed, key=lambda file: timed[file][batch]) for batch in (1, 64))
+    least = min((made.bytes, made.file) for made in exported.formats.values() if made.ran)[1]
+    both = "for one image and for 64 at once" if one == many else f"for one image, `{many}` for 64 at once"
+    return f"\n\nBy these figures `{one}` is the fastest {both}, and `{least}` the smallest; on another machine measure again."
 
 
 def _format(name: str, made: Format) -> str:
@@ -153,25 +189,9 @@ def _most(exported: ExportedModel) -> int:
     return max(count for made in exported.formats.values() if made.ran for count in made.ran.runs.values())
 
 
-def _use(trained: TrainedModel, exported: ExportedModel) -> str:
-    """How to open each file, in five lines at most."""
-    shape = ", ".join(map(str, trained.shape))
-    how = [
-        f"`{made.file}`, {USE[name][0]}:\n\n```python\n{USE[name][1].format(file=made.file, shape=shape)}\n```"
-        for name, made in exported.formats.items()
-    ]
-    return (
-        f"Images are raw pixels, uint8 [batch, {shape}], as many as you like; normalisation and softmax are inside. `logits` and "
-        f"`probabilities` are float32 [batch, {len(trained.classes)}], in the order of the classes, which `model.json` holds besides the "
-        "architecture, the mean and the standard deviation.\n\n" + "\n\n".join(how)
-    )
-
-
 def _limits(source: Spec, data: PreparedData, trained: TrainedModel, exported: ExportedModel) -> str:
-    height, width = trained.shape[1:]
     limits = [
         f"It was tested on the test split of `{source.name}` and on nothing else: not on images of other origin, nor on worse ones.",
-        f"It takes {height} by {width} pixels. Others have to be scaled and cut first, as those it has learnt from were.",
         f"Each image is given one of the {len(trained.classes)} classes; there is no answer for an image of none of them.",
         *(
             []
@@ -185,7 +205,7 @@ def _limits(source: Spec, data: PreparedData, trained: TrainedModel, exported: E
             "at all is decided by what it loses on the test split."
         )
     if "aotinductor" in exported.formats:
-        limits.append("What AOTInductor has compiled runs on CPUs of the kind above, with the version of torch that made it.")
+        limits.append(f"What AOTInductor has compiled runs on CPUs of the kind above, with torch {environment()['torch']}.")
     return "\n".join(f"- {limit}" for limit in limits)
 
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 OPSET = 22  # the newest that onnxruntime 1.23, our oldest, has all of: not the QuantizeLinear of 23, and it opens no 24
 CALIBRATION, AT_ONCE = 512, 64  # images; of the first, how many a run
+UNBOUNDED = {f"aot_inductor.check_{bound}": False for bound in ("lowerbound", "upperbound")}  # of batches, which it would guess
 ALWAYS = ("safetensors", "onnx")  # training, `predict` and others go on with these
 CALIBRATED = "export.formats: int8 is calibrated on validation images, and there are none; set data.validation above 0"
 
@@ -101,16 +102,21 @@ def pt2(source: Source, path: Path) -> None:
 def aotinductor(source: Source, path: Path) -> None:
     """Machine code for this kind of CPU, for `torch._inductor.aoti_load_package`.
 
+    It looks at dtype, shape and strides of what it is given only where AOTI_RUNTIME_CHECK_INPUTS is 1 in the environment.
+
     Raises:
-        LeftOut: there is no C++ compiler.
+        LeftOut: there is no C++ compiler; or this torch, before 2.15, would let those checks refuse large batches.
     """
     import torch
 
     compiler = os.environ.get("CXX", "g++")  # as torch's own
     if shutil.which(compiler) is None:
         raise LeftOut(f"there is no C++ compiler {compiler} here")
+    options = {"compile_threads": 1, **UNBOUNDED}
+    if options.keys() - torch._inductor.list_options():
+        raise LeftOut(f"what torch {torch.__version__} compiles refuses large batches, or checks no images at all; torch 2.15 is needed")
     with quiet():
-        torch._inductor.aoti_compile_and_package(source.program, package_path=str(path), inductor_configs={"compile_threads": 1})
+        torch._inductor.aoti_compile_and_package(source.program, package_path=str(path), inductor_configs=options)
 
 
 def int8(source: Source, path: Path) -> None:

@@ -61,6 +61,7 @@ def pt2(file: str, threads: int) -> Model:
 def aotinductor(file: str, threads: int) -> Model:
     import torch
 
+    os.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"  # as its user is told to
     torch.set_num_threads(threads)
     return _of_torch(torch._inductor.aoti_load_package(file))
 
