@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.runtime import files, hub, manifests
+from pipeline.runtime import checksums, files, hub, manifests
 from pipeline.runtime.console import say, working
 from pipeline.runtime.manifests import Manifest
 from pipeline.runtime.trackers.wandb import registry
@@ -72,6 +72,7 @@ def _whole(folder: Path) -> Manifest:
         outside = [name for name in manifest.outputs if not (folder / name).resolve().is_relative_to(folder)]
         by_content = {name: {"size": listed["size"], "sha256": listed["sha256"]} for name, listed in manifest.outputs.items()}
         broken = f"{outside[0]} is not a file of it" if outside else files.damage(folder, by_content)
+        broken = broken or checksums.damage(folder, [name for name in by_content if name != checksums.NAME])
     if manifest is None or broken:
         raise DataError(f"the export in {folder} is damaged: {broken}; nothing was sent; `pipeline export`, as it was made, makes it again")
     return manifest

@@ -230,7 +230,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Type", "application/octet-stream" if isinstance(answer, bytes) else "application/json")
         self.send_header("Content-Length", str(len(content)))
         self.send_header("ETag", f'"{sha256(content)}"')
-        self.send_header("X-Repo-Commit", "0" * 40)
+        if commit := re.search(r"/resolve/([0-9a-f]{40})/", self.path):
+            self.send_header("X-Repo-Commit", commit[1])
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)

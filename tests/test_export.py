@@ -1,8 +1,10 @@
 """An export is proven equal to the trained model, and needs nothing of ours."""
 
 import json
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from safetensors.numpy import load_file
 
 from pipeline.errors import DataError
 from pipeline.predict.exported import Exported
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 
 STRANGER = """
 import json, sys
@@ -74,12 +76,10 @@ def test_the_card_tells_results_and_use(run: Run, tmp_path: Path) -> None:
     assert 'onnxruntime.InferenceSession("model.onnx")' in card
 
 
-NO_EXPORT = "pipeline: no export in runs/none; give the folder of a finished run or of its export, or the name of a run in runs/"
-
-
 def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     no_run = launch(tmp_path, ["predict", "runs/none", "x.png"])
-    assert (no_run.code, no_run.output) == (2, f"{NO_EXPORT}\n")
+    assert (no_run.code, no_run.output.count("\n")) == (2, 1)
+    assert no_run.output.startswith("pipeline: no export in runs/none; give the folder of a finished run or of an export, ")
     run()
     (tmp_path / "x.png").write_bytes(b"no image")
     broken = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
@@ -89,11 +89,11 @@ def test_predict_names_what_is_wrong(run: Run, tmp_path: Path) -> None:
     assert missing.code == 3
     PIL.Image.new("L", (50, 40)).save(tmp_path / "x.png")
     assert launch(tmp_path, ["predict", "runs/tiny/export", "x.png"]).output.splitlines()[1].startswith("x.png  class ")
-    manifest = tmp_path / "runs/tiny/export/manifest.json"
-    manifest.write_text(manifest.read_text().replace('"agreement": 1.0', '"agreement": 1.5'))
+    about = tmp_path / "runs/tiny/export/model.json"
+    about.write_text(about.read_text().replace('"class 0"', '"class 1"'))
     changed = launch(tmp_path, ["predict", "runs/tiny", "x.png"])
     assert (changed.code, len(changed.output.splitlines())) == (3, 1)
-    assert "the export in runs/tiny/export is damaged: manifest.json has changed; `pipeline export`" in changed.output
+    assert "the export in runs/tiny/export is damaged: model.json is not as SHA256SUMS says; `pipeline export`" in changed.output
 
 
 def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(run: Run, tmp_path: Path) -> None:
@@ -115,15 +115,64 @@ def test_images_that_are_not_square_and_classes_with_odd_names_go_all_the_way(ru
     assert "the export in runs/tiny/export is damaged: model.onnx" in damaged.output
 
 
-@pytest.mark.parametrize("harmed", ["model.onnx", "model.json", "manifest.json", "no manifest.json"])
-def test_a_damaged_export_is_refused_and_the_file_named(tmp_path: Path, harmed: str) -> None:
-    for name in ("model.onnx", "model.json"):
-        (tmp_path / name).write_text("{}")
-    files.write_manifest(tmp_path, {"stage": "export", "outputs": files.seal(tmp_path, ["model.onnx", "model.json"])})
-    path = tmp_path / harmed.removeprefix("no ")
-    if harmed.startswith("no "):
-        path.unlink()
-    else:
-        path.write_bytes(path.read_bytes()[:-1] + b" ")
-    with pytest.raises(DataError, match=f"is damaged: {path.name}"):
-        Exported.of(tmp_path)
+NAMES = ("model.onnx", "model.json")
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Path:
+    """What is needed of an export, to be predicted with."""
+    for name in NAMES:
+        (tmp_path / name).write_text('{"shape": [3, 12, 12], "classes": ["a", "b"]}')
+    checksums.write(tmp_path, NAMES)
+    return tmp_path
+
+
+def test_what_lists_the_files_is_what_sha256sum_takes(alone: Path) -> None:
+    subprocess.run(["sha256sum", "-c", "--strict", checksums.NAME], cwd=alone, check=True, capture_output=True)
+    assert Exported.of(alone).about.classes == ["a", "b"]
+
+
+@pytest.mark.parametrize("harmed", NAMES)
+def test_a_file_that_is_opened_is_checked_before(alone: Path, harmed: str) -> None:
+    path = alone / harmed
+    path.write_bytes(path.read_bytes()[:-1] + b" ")
+    with pytest.raises(DataError, match=f"is damaged: {harmed} is not as SHA256SUMS says; get it again from where it was published"):
+        Exported.of(alone)
+    path.unlink()
+    with pytest.raises(DataError, match=f"is damaged: {harmed}: No such file"):
+        Exported.of(alone)
+
+
+def test_of_an_export_that_was_made_here_it_says_how_to_make_it_again(alone: Path) -> None:
+    (alone / checksums.NAME).unlink()
+    files.write_manifest(alone, {"stage": "export", "outputs": {}})
+    with pytest.raises(DataError, match="is damaged: SHA256SUMS is missing; `pipeline export`, as it was made, makes it again"):
+        Exported.of(alone)
+
+
+ZEROS = "0" * 64
+FORM = "SHA256SUMS is not one line `<sha256>  <name>` for each file"
+LISTS: dict[str, tuple[Callable[[str], str | bytes], str]] = {
+    "nothing": (lambda text: "", FORM),
+    "a line missing": (lambda text: text[text.index("\n") + 1 :], "SHA256SUMS does not list model.onnx"),
+    "a line cut": (lambda text: text[:-2], FORM),
+    "the end of a line": (lambda text: text[:-1], FORM),
+    "a name twice": (lambda text: text + text[: text.index("\n") + 1], FORM),
+    "a name with another digest": (lambda text: f"{text}{ZEROS}  model.onnx\n", FORM),
+    "a name above": (lambda text: f"{text}{ZEROS}  ../../secret\n", FORM),
+    "an absolute name": (lambda text: f"{text}{ZEROS}  /etc/passwd\n", FORM),
+    "a byte that is no text": (lambda text: text.encode() + b"\xff\n", FORM),
+    "an escape": (lambda text: f"{text}{ZEROS}  \x1b[2J\n", FORM),
+    "very much": (lambda text: text + "\n" * (16 << 20), "SHA256SUMS: it has more than 16,777,216 bytes"),
+    "another's digest": (lambda text: text.replace(text[:64], ZEROS, 1), "model.onnx is not as SHA256SUMS says"),
+}
+
+
+@pytest.mark.parametrize("kind", LISTS)
+def test_a_list_that_is_none_is_refused_and_named(alone: Path, kind: str) -> None:
+    change, said = LISTS[kind]
+    path = alone / checksums.NAME
+    changed = change(path.read_text())
+    path.write_bytes(changed if isinstance(changed, bytes) else changed.encode())
+    with pytest.raises(DataError, match=f"is damaged: {re.escape(said)}"):
+        Exported.of(alone)

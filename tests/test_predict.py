@@ -21,7 +21,7 @@ from processes import Ended, begin, launch
 from safetensors.numpy import load_file
 from terminal import NOT_CI, Terminal
 
-from pipeline.runtime import files
+from pipeline.runtime import checksums
 
 Row = dict[str, Any]
 
@@ -223,7 +223,7 @@ def test_a_signal_ends_it_with_one_line_and_nobody_is_left(place: Path, number: 
 
 
 def of_export(folder: Path, change: str) -> None:
-    """An export whose manifest is right and whose model is not."""
+    """An export whose digests are right and whose model is not."""
     (folder / "model.json").write_text(json.dumps({"shape": [3, 12, 12], "classes": ["a", "b"]}))
     values = onnx.helper.make_tensor_value_info
     kind, shape = onnx.TensorProto.FLOAT, [None, 2]
@@ -243,7 +243,7 @@ def of_export(folder: Path, change: str) -> None:
     if change == "json":
         (folder / "model.json").write_text("[]")
     (folder / "model.onnx").write_bytes(content)
-    files.write_manifest(folder, {"stage": "export", "outputs": files.seal(folder, ["model.onnx", "model.json"])})
+    checksums.write(folder, ["model.onnx", "model.json"])
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """An export is published whole, once, with the real clients, to services on this machine."""
 
-import json
 import re
 import shutil
 import time
@@ -11,8 +10,9 @@ import pytest
 from conftest import TINY
 from hub_server import TOKEN, Hub, Repository
 from processes import Ended, free_port, launch
+from published import exported, predicted
 
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 
 Publish = Callable[..., Ended]
 TARGET = "hub:me/tiny"
@@ -50,12 +50,6 @@ def impatient(rank: int) -> None:
     time.sleep = lambda seconds, /: None
 
 
-def exported(folder: Path) -> dict[str, bytes]:
-    """All files that the manifest of the export lists."""
-    place = folder / "runs/tiny/export"
-    return {name: (place / name).read_bytes() for name in json.loads((place / files.MANIFEST).read_text())["outputs"]}
-
-
 def harm(folder: Path, name: str) -> None:
     path = folder / "runs/tiny/export" / name
     path.write_bytes(path.read_bytes()[:-1] + b"!")
@@ -69,20 +63,33 @@ def test_what_is_downloaded_from_the_hub_is_what_was_exported(publish: Publish, 
         assert hub.repositories["me/tiny"].private
         there = launch(folder, [], environment=hub.environment(folder / "home"), before=download)
         assert there.code == 0, there.output
-    assert {path.name: path.read_bytes() for path in (folder / "there").iterdir() if path.is_file()} == {
-        **exported(folder),
-        ".gitattributes": b"",
-    }
+    assert {path.name: path.read_bytes() for path in (folder / "there").iterdir()} == {**exported(folder), ".gitattributes": b""}
 
 
 def download(rank: int) -> None:
-    """`before` of `launch`, in place of a command: with the client's own downloads."""
+    """`before` of `launch`, in place of a command: with the client's own downloads, to where it keeps them, as links; to `there` a link."""
     import sys
 
     from huggingface_hub import snapshot_download
 
-    snapshot_download("me/tiny", local_dir="there")
+    Path("there").symlink_to(snapshot_download("me/tiny"))
     sys.exit(0)
+
+
+def test_what_is_downloaded_from_the_hub_predicts_as_the_run_does(publish: Publish, folder: Path) -> None:
+    with Hub() as hub:
+        publish(hub)
+        launch(folder, [], environment=hub.environment(folder / "home"), before=download)
+    (folder / "few").mkdir()
+    for name in ("model.onnx", "model.json", "SHA256SUMS"):
+        shutil.copy(folder / "there" / name, folder / "few")
+    assert predicted(folder, "there") == predicted(folder, "few") == predicted(folder, "runs/tiny")
+    (folder / "few/SHA256SUMS").unlink()
+    lacking = launch(folder, ["predict", "few", "images"])
+    assert (lacking.code, lacking.output) == (
+        3,
+        "pipeline: the export in few is damaged: SHA256SUMS is missing; get it again from where it was published\n",
+    )
 
 
 def test_the_same_again_sends_no_file_and_makes_no_commit(publish: Publish) -> None:
@@ -116,7 +123,7 @@ def test_after_a_failure_anywhere_the_same_command_goes_on(
         for how in troubles:
             hub.fails = {where: how}
             failed = publish(hub, before=impatient)
-            assert (failed.code, len(failed.output.splitlines())) == (1, 6), failed.output
+            assert (failed.code, len(failed.output.splitlines())) == (1, 7), failed.output
             assert failed.output.splitlines()[-1].startswith(f"pipeline: {hub.address}/me/tiny: ")
             assert failed.output.endswith("; the same command goes on\n")
             assert "me/tiny" not in hub.repositories or len(hub.repositories["me/tiny"].commits) == 1, "there is no half of an export"
@@ -198,7 +205,8 @@ def test_a_card_that_the_hub_does_not_understand_makes_no_repository(publish: Pu
     (place / "README.md").write_text("---\nlibrary_name: 7\n---\n")
     values, _ = files.read_manifest(place)
     assert values
-    files.write_manifest(place, {**values, "outputs": {**values["outputs"], **files.seal(place, ["README.md"])}})
+    checksums.write(place, [name for name in values["outputs"] if name != checksums.NAME])
+    files.write_manifest(place, {**values, "outputs": files.seal(place, values["outputs"])})
     with Hub() as hub:
         ended = publish(hub)
         assert ended.code == 1

@@ -1,6 +1,5 @@
 """An export is published whole, once, with W&B's own client, to a service on this machine."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import pytest
 from conftest import TINY
 from processes import Ended, free_port, launch
+from published import exported, predicted
 from tracking import settled
 from wandb_service import KEY, Service
 
 from bench.faults.unwell import Unwell
-from pipeline.runtime import files
 
 Publish = Callable[..., Ended]
 TARGET = "wandb:me/models/tiny"
@@ -58,17 +57,11 @@ def publish(folder: Path) -> Publish:
     return publish
 
 
-def exported(folder: Path) -> dict[str, bytes]:
-    """All files that the manifest of the export lists."""
-    place = folder / "runs/tiny/export"
-    return {name: (place / name).read_bytes() for name in json.loads((place / files.MANIFEST).read_text())["outputs"]}
-
-
 def everything(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.name != "output.txt"}
 
 
-def test_the_artifact_is_the_export_and_the_same_again_sends_nothing(publish: Publish, folder: Path) -> None:
+def test_the_artifact_is_the_export_predicts_as_it_does_and_the_same_again_sends_nothing(publish: Publish, folder: Path) -> None:
     (folder / "runs/tiny/export/.env").write_text("planted-0123456789")
     before = everything(folder)
     with Listening() as service:
@@ -84,9 +77,22 @@ def test_the_artifact_is_the_export_and_the_same_again_sends_nothing(publish: Pu
         assert {*service.asked[asked:]} == {"Viewer", "GetDefaultEntity", "ServerFeaturesQuery", "ArtifactMembershipByName"}
         assert (len(service.store.artifacts), len(service.store.runs)) == (1, 1)
         assert service.store.unknown == []
-    assert everything(folder) == before, "the client leaves nothing"
+        assert everything(folder) == before, "the client leaves nothing"
+        there = launch(folder, [], environment={**service.environment, "WANDB_CACHE_DIR": str(folder / "home")}, before=download)
+        assert there.code == 0, there.output
+    assert predicted(folder, "there") == predicted(folder, "runs/tiny")
     for word in ("planted-0123456789", KEY, str(folder)):
         assert word.encode() not in heard
+
+
+def download(rank: int) -> None:
+    """`before` of `launch`, in place of a command: with the client's own download, into `there`."""
+    import sys
+
+    import wandb
+
+    wandb.Api().artifact("me/models/tiny:latest").download("there")
+    sys.exit(0)
 
 
 def test_a_registry_links_to_it_once(publish: Publish, folder: Path) -> None:
@@ -121,7 +127,7 @@ def test_its_origin_is_the_model_that_the_run_has_told_of(publish: Publish, fold
 def test_a_key_that_may_not_write_is_refused_and_with_another_it_goes_on(publish: Publish, folder: Path) -> None:
     with Unwell("403", "artifact") as service:
         refused = publish(service.environment)
-        assert (refused.code, len(refused.output.splitlines())) == (1, 6), refused.output
+        assert (refused.code, len(refused.output.splitlines())) == (1, 7), refused.output
         assert refused.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ArtifactSaver.createArtifact: returned error 403")
         assert refused.output.endswith("; set WANDB_API_KEY to a key that may write there\n")
         assert service.store.artifacts == []
@@ -137,7 +143,7 @@ def test_a_key_that_may_not_write_is_refused_and_with_another_it_goes_on(publish
 def test_whatever_the_service_does_it_ends_with_a_line_and_goes_on(publish: Publish, folder: Path, fault: str, moment: str) -> None:
     with Unwell(fault, moment) as service:
         failed = publish(service.environment)
-        assert (failed.code, len(failed.output.splitlines())) == (1, 6), failed.output
+        assert (failed.code, len(failed.output.splitlines())) == (1, 7), failed.output
         assert failed.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ")
         store = service.store
     with Service(store) as well:

@@ -37,7 +37,7 @@ from pipeline.data.batches import Images
 from pipeline.learning import state as checkpoints
 from pipeline.main import main as command
 from pipeline.plan import check, prepared, status
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.world import World
 from pipeline.stages.recipe import Recipe, initial_state
@@ -48,6 +48,7 @@ WHOLE_WAY = 21  # one case in so many; no multiple of the number of targets
 RECIPE = [*TINY, "train.optimizer=adamw", "train.lr=0.003", "train.average={name: ema, decay: 0.9}", "run.keep=3", "run.device=cpu"]
 STAGES = {"prepared data": "prepare", "trained model": "train", "export": "export"}
 TARGETS = ("checkpoint", *STAGES)
+ASKED, OPENED = ["predict", "runs/tiny", "image.png"], {"model.onnx", "model.json"}
 EMPTY = MappingProxyType({"cases": 0, "noticed": 0, "file named": 0, "made good": 0, "silently wrong": 0, "seconds": 0.0})
 UNFINISHED = re.compile(r"^(goes on where it stopped|begun before, but nothing was kept; starts again)$")
 
@@ -76,6 +77,7 @@ class Kept:
         self.results = results(folder / "whole")
         (self.training,) = (folder / "parts").glob("artifacts/train/*/checkpoints")
         self.journal = self.training.parent / "metrics.jsonl"
+        self.answer = predict(folder / "whole")
         self.known = {name: self.restored(only=name)[2] for name in ["", *self.names]}
 
     @property
@@ -109,12 +111,13 @@ class Kept:
 
 
 def results(folder: Path) -> dict[str, Any]:
-    """Digests of all that a finished run in `folder` has made, but for the clock, and the card, which says how long formats took."""
+    """Digests of all that a finished run in `folder` has made, but for the clock, the card, which tells times, and its own digest."""
     run = folder / "runs" / "tiny"
     found = {
         stage: json.loads((run / stage / files.MANIFEST).read_text())["outputs"] for stage in ("prepare", "train", "evaluate", "export")
     }
-    del found["export"]["README.md"]
+    for name in ("README.md", checksums.NAME):
+        del found["export"][name]
     return found
 
 
@@ -156,7 +159,7 @@ def checkpoint(kept: Kept, chance: random.Random) -> tuple[Outcome, list[Harm]]:
 
 
 def stage(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, list[Harm]]:
-    """Whether the next run would make the stage again, and says why; and whether `predict` refuses an export."""
+    """Whether the next run would make the stage again, and says why; and whether `predict` does as it should with an export."""
     config, name = kept.config("whole"), STAGES[target]
     place = (kept.folder / "whole" / "runs" / "tiny" / name).resolve()
     paths = of_artifact(place)
@@ -166,7 +169,7 @@ def stage(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, list
         harm.do()
         broken = {path.name for path in harms.changed(paths, before)}
         look = status(config)[name]
-        refused = predicted(kept.folder / "whole", broken) if target == "export" else Outcome(True, True, True)
+        refused = predicted(kept, *predict(kept.folder / "whole"), broken) if target == "export" else Outcome(True, True, True)
     assert look is not None
     again = look.manifest is None
     unlisted = harm.kind == "delete" and harm.path.name == files.MANIFEST  # then it is one that was never finished
@@ -174,15 +177,22 @@ def stage(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, list
     return Outcome(again and refused.noticed, named and refused.named, again and refused.made_good), [harm]
 
 
-def predicted(folder: Path, broken: set[str]) -> Outcome:
-    said, told = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(told):
+def predict(folder: Path) -> tuple[int, str]:
+    """How it ends with the export in `folder`, and what it says; -1 with a traceback."""
+    said = io.StringIO()
+    with contextlib.chdir(folder), contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         try:
-            code = command(["predict", str(folder / "runs" / "tiny"), str(folder / "image.png")])
-        except Exception:  # with a traceback
-            return Outcome(False, False, False)
-    lines = told.getvalue().splitlines()
-    return Outcome(code != 0 and not said.getvalue(), any(name in told.getvalue() for name in broken), code == 3 and len(lines) == 1)
+            code = command(ASKED)
+        except Exception:
+            code = -1
+    return code, said.getvalue()
+
+
+def predicted(kept: Kept, code: int, said: str, broken: set[str]) -> Outcome:
+    """It refuses an export of which a file that it opens is broken, and names that; with any other it says what it always does."""
+    if (code, said) == kept.answer:
+        return Outcome(not broken & OPENED, True, True)
+    return Outcome(code != 0, any(name in said for name in broken), code == 3 and said.count("\n") == 1)
 
 
 def whole_way(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, list[Harm]]:
@@ -201,9 +211,8 @@ def whole_way(kept: Kept, chance: random.Random, target: str) -> tuple[Outcome, 
         harm.do()
         broken = {path.name for path in harms.changed(paths, before)}
         if target == "export" and chance.random() < 0.5:
-            ended = launch(folder, ["predict", "runs/tiny", "image.png"])
-            lines = ended.output.splitlines()
-            return Outcome(ended.code != 0, any(name in ended.output for name in broken), ended.code == 3 and len(lines) == 1), [harm]
+            ended = launch(folder, ASKED)
+            return predicted(kept, ended.code, ended.output, broken), [harm]
         ended = launch(folder, ["run", *RECIPE])
         said = [line for line in ended.output.splitlines() if "damaged" in line or UNFINISHED.match(line.partition(": ")[2])]
         named = any(name in line or harm.kind == "delete" for name in broken for line in said)

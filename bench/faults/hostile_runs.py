@@ -21,7 +21,7 @@ from processes import launch
 
 from bench.faults.hostile import Case, canary
 from bench.faults.hostile_data import PICKLES, nested, reduce, sparse
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 
 LAUGHS = "a: &a [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"{name}: &{name} [{', '.join([f'*{before}'] * 9)}]\n" for before, name in zip("abcdefgh", "bcdefghi", strict=True)
@@ -314,6 +314,7 @@ EXPORTS: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 def exported(file: str, content: Callable[[], bytes], run: Path) -> None:
     resealed(run / "export", lambda place: replaced(file, content(), place))
+    checksums.write(run / "export", ["model.onnx", "model.json"])
     PIL.Image.new("RGB", (12, 12)).save(run.parent.parent / "x.png")
 
 
@@ -341,6 +342,10 @@ def _file(name: str, content: bytes) -> Callable[[Path], None]:
     return partial(weights, lambda _: content, name)
 
 
+PIPED = {
+    ("predict", "tiny", "x.png"): ("model.onnx", "model.json", checksums.NAME),
+    ("publish", "tiny", "hub:me/tiny", "--dry-run"): ("model.onnx", "model.json", "README.md"),
+}
 STRANGE = ("a pipe", "a device", "a loop", "a folder", "a sparse terabyte")
 LISTED: dict[str, Any] = {"size": 0, "sha256": ""}
 HERE = [
@@ -383,8 +388,8 @@ IN_RUNS = [
             3,
             file,
         )
-        for file in ("model.onnx", "model.json", "README.md")
-        for words in (("predict", "tiny", "x.png"), ("publish", "tiny", "hub:me/tiny", "--dry-run"))
+        for words, opened in PIPED.items()
+        for file in opened
     ),
     *(
         _run(f"it lists {name}", "manifests", partial(listing, {name: LISTED}), ("status", *TINY), 0, "lists what is no file")

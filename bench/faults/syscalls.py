@@ -28,7 +28,7 @@ from bench.faults.keepers import PEERS, Keeper, Ours
 from bench.faults.report import report
 from bench.faults.traced import Call
 from pipeline.learning.state import checkpoints
-from pipeline.runtime import files, manifests
+from pipeline.runtime import checksums, files, manifests
 
 SMALL = [*TINY, "train.steps=3", "run.log_every=1", "run.checkpoint_every=1", "run.keep=1"]
 
@@ -158,10 +158,12 @@ def _pipeline(folder: Path, words: Sequence[str], environment: dict[str, object]
 
 
 def _outputs(folder: Path) -> dict[str, Any]:
-    """Of each stage that is done: path -> size and digest; but for the card, which says how long a run of each format took."""
+    """Of each stage that is done: path -> size and digest; but for the card, which says how long formats took, and what has its digest."""
     found = [(place.parent.name, manifests.read(place)[0]) for place in folder.glob("artifacts/*/*") if "." not in place.name]
     return {
-        stage: {path: listed for path, listed in manifest.outputs.items() if path != "README.md"} for stage, manifest in found if manifest
+        stage: {path: listed for path, listed in manifest.outputs.items() if path not in ("README.md", checksums.NAME)}
+        for stage, manifest in found
+        if manifest
     }
 
 

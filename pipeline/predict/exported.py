@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, Field, ValidationError
 
 from pipeline.errors import ConfigError, DataError
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 
-NEEDED = ("model.onnx", "model.json")
-
+MODEL, ABOUT = "model.onnx", "model.json"
 
 Side = Annotated[int, Field(gt=0, le=8192)]  # of images: 67 million pixels, as of those that are read
 
@@ -29,31 +28,33 @@ class About(BaseModel):
 
 @dataclass(frozen=True)
 class Exported:
-    folder: Path
+    model: Path
     about: About
 
     @classmethod
     def of(cls, place: Path) -> "Exported":
-        """The export in `place`, or of the run that is in `place`, or called by that name, every byte of it checked.
+        """The export in `place`, or of the run that is in `place`, or called by that name; every byte that is used is checked.
+
+        A file, as `place/model.int8.onnx`, stands for the export that it is in, and is the model that is asked.
 
         Raises:
             ConfigError: there is none.
             DataError: it is damaged.
         """
-        folder = next((f for f in (place / "export", place, Path("runs") / place / "export") if f.is_dir()), place)
-        manifest, broken = files.read_manifest(folder)
-        if manifest is None and (folder / "model.onnx").exists():
-            broken = broken or f"{files.MANIFEST} is missing"
-        if not broken and (manifest is None or manifest.get("stage") != "export"):
-            raise ConfigError(f"no export in {place}; give the folder of a finished run or of its export, or the name of a run in runs/")
-        outputs = manifest.get("outputs", {}) if manifest else {}
-        broken = broken or next((f"{name} is missing" for name in NEEDED if name not in outputs), "") or files.damage(folder, outputs)
-        if broken:
+        named = place.suffix == ".onnx" and not place.is_dir()
+        above, name = (place.parent, place.name) if named else (place, MODEL)
+        signs = (name,) if named else (name, checksums.NAME)
+        folders = (above, above / "export", Path("runs") / above / "export")
+        folder = next((folder for folder in folders if any((folder / sign).exists() for sign in signs)), None)
+        if folder is None:
+            ways = "the folder of a finished run or of an export, an .onnx file in it, or the name of a run in runs/"
+            raise ConfigError(f"no export in {place}; give {ways}")
+        if broken := checksums.damage(folder, (name, ABOUT)):
             raise damaged(folder, broken)
         try:
-            return cls(folder, About.model_validate(files.read_json(folder / "model.json")))
+            return cls(folder / name, About.model_validate(files.read_json(folder / ABOUT)))
         except ValidationError:
-            raise damaged(folder, "model.json does not say the shape of images and the names of classes") from None
+            raise damaged(folder, f"{ABOUT} does not say the shape of images and the names of classes") from None
 
     def probabilities(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         """[B, K] of `images`, uint8 [B, *shape].
@@ -64,9 +65,9 @@ class Exported:
         try:
             found = np.asarray(self._session.run(["probabilities"], {"images": images})[0])
         except Exception as error:  # onnxruntime has a class of its own for each kind of mistake, and no common one
-            raise damaged(self.folder, f"model.onnx: {' '.join(str(error).split())[:200]}") from None
+            raise damaged(self.model.parent, f"{self.model.name}: {' '.join(str(error).split())[:200]}") from None
         if found.shape != (len(images), len(self.about.classes)) or not np.isfinite(found).all():
-            raise damaged(self.folder, f"model.onnx does not give a probability for each of {len(self.about.classes)} classes")
+            raise damaged(self.model.parent, f"{self.model.name} does not give a probability for each of {len(self.about.classes)} classes")
         return found.astype(np.float32)
 
     @cached_property
@@ -77,8 +78,10 @@ class Exported:
         options.log_severity_level = 4  # what goes wrong is raised
         options.intra_op_num_threads = len(os.sched_getaffinity(0))  # it would else pin threads to cores that may not be ours
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # it would take cores from those that read images
-        return onnxruntime.InferenceSession(self.folder / "model.onnx", options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(self.model, options, providers=["CPUExecutionProvider"])
 
 
 def damaged(folder: Path, how: str) -> DataError:
-    return DataError(f"the export in {folder} is damaged: {how}; `pipeline export`, as it was made, makes it again")
+    made_here = (folder / files.MANIFEST).exists()
+    cure = "`pipeline export`, as it was made, makes it again" if made_here else "get it again from where it was published"
+    return DataError(f"the export in {folder} is damaged: {how}; {cure}")

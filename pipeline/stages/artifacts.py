@@ -8,6 +8,7 @@ from pipeline.config import Spec
 from pipeline.data import shards
 from pipeline.data.shards import Shards
 from pipeline.errors import DataError
+from pipeline.runtime import checksums
 from pipeline.runtime.manifests import Artifact
 
 Shape = tuple[PositiveInt, PositiveInt, PositiveInt]  # channels, height, width
@@ -98,7 +99,7 @@ class ExportedModel(Artifact):
         return found.agreement
 
     def files(self) -> list[str]:
-        return [*(made.file for made in self.formats.values()), "model.json", "README.md"]
+        return [*(made.file for made in self.formats.values()), "model.json", "README.md", checksums.NAME]
 
 
 class RateTest(Artifact):

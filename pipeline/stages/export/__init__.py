@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from pipeline.config import ExportConfig
 from pipeline.errors import PipelineError
-from pipeline.runtime import files
+from pipeline.runtime import checksums, files
 from pipeline.runtime.console import say, show_progress
 from pipeline.runtime.progress import Progress
 from pipeline.runtime.runner import Workspace
@@ -37,6 +37,7 @@ def export(config: ExportConfig, data: PreparedData, trained: TrainedModel, repo
     about = trained.model_dump(mode="json", include={"model", "shape", "classes", "mean", "std"})
     files.write_json(space.dir / "model.json", {**about, "source": space.config.data.source.name})
     files.write_whole(space.dir / "README.md", card(data, trained, report, exported, space))
+    checksums.write(space.dir, [name for name in exported.files() if name != checksums.NAME])
     return exported
 
 

@@ -4,7 +4,6 @@ What people have named (classes, data) gets into it as JSON or as YAML that a li
 can end a block, add a key or draw a row.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 from pipeline import __version__
 from pipeline.config import Spec
 from pipeline.learning.statistics import wilson
+from pipeline.runtime import checksums
 from pipeline.runtime.manifests import environment
 from pipeline.runtime.runner import Workspace
 from pipeline.stages.artifacts import ExportedModel, Format, PreparedData, Report, TrainedModel
@@ -49,7 +49,7 @@ def card(data: PreparedData, trained: TrainedModel, report: Report, exported: Ex
         "Use": use(data, trained, exported),
         "Licence": LICENCE,
         "Limits": _limits(source, data, trained, exported),
-        "Checksums": _checksums(exported),
+        "Checksums": f"`{checksums.NAME}` has the sha256 of each file: `sha256sum -c {checksums.NAME}` checks them.",
         "Recipe": _recipe(space),
     }
     sections = "\n\n".join(f"## {title}\n\n{text}" for title, text in parts.items())
@@ -207,9 +207,3 @@ def _limits(source: Spec, data: PreparedData, trained: TrainedModel, exported: E
     if "aotinductor" in exported.formats:
         limits.append(f"What AOTInductor has compiled runs on CPUs of the kind above, with torch {environment()['torch']}.")
     return "\n".join(f"- {limit}" for limit in limits)
-
-
-def _checksums(exported: ExportedModel) -> str:
-    names = [name for name in exported.files() if name != "README.md"]
-    rows = "".join(f"{hashlib.sha256((exported.dir / name).read_bytes()).hexdigest()}  {name}\n" for name in names)
-    return f"`sha256sum -c` takes these lines:\n\n```\n{rows}```"
