@@ -20,9 +20,9 @@ def publish(folder: Path, target: str, *, dry_run: bool) -> None:
     """Send the export in `folder`, or of the run in it, to `target`, as hub:owner/name; or only say what would be sent.
 
     Raises:
-        ConfigError: there is no export, the target is none, or there is no key for it.
+        ConfigError: there is no export, the target is none, or there is no key for it, or one that is refused.
         DataError: the export is damaged.
-        PipelineError: the service refused it, or is not to be reached; what was sent is not sent again.
+        PipelineError: the service failed, or is not to be reached; what was sent is not sent again.
     """
     kind, place = _target(target)
     run = folder if (folder / "export").is_dir() else None
@@ -30,8 +30,10 @@ def publish(folder: Path, target: str, *, dry_run: bool) -> None:
     manifest = _whole(export)
     where = kind.where(place)
     say(f"publish: {folder}, {sum(listed['size'] for listed in manifest.outputs.values()):,} bytes, as its manifest says")
-    for name, listed in manifest.outputs.items():
-        say(f"  {listed['size']:>13,}  {name:20}  to {where}/{name}")
+    sizes = {name: f"{listed['size']:,}" for name, listed in manifest.outputs.items()}
+    wide = max(map(len, sizes)), max(map(len, sizes.values()))
+    for name, size in sizes.items():
+        say(f"  {size:>{wide[1]}}  {name:{wide[0]}}  to {where}/{name}")
     if dry_run:
         say("publish: nothing was sent; without --dry-run it is")
     else:

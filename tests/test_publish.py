@@ -2,6 +2,7 @@
 
 import re
 import shutil
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -134,28 +135,41 @@ def test_after_a_failure_anywhere_the_same_command_goes_on(
 
 
 @pytest.mark.parametrize(
-    ("status", "advice"),
+    ("status", "code", "advice"),
     [
-        (401, "it does not know the token; make another, with the right to write, and set HF_TOKEN"),
-        pytest.param(403, "the token may not write there; give it that right, or name another owner", marks=pytest.mark.soak),
-        pytest.param(404, "there is no such owner, or it is hidden from the token", marks=pytest.mark.soak),
-        pytest.param(429, "it was asked too often; the same command goes on, later", marks=pytest.mark.soak),
+        (401, 2, "it does not know the token; make another, with the right to write, and set HF_TOKEN"),
+        pytest.param(403, 2, "the token may not write there; give it that right, or name another owner", marks=pytest.mark.soak),
+        pytest.param(404, 2, "there is no such owner, or it is hidden from the token", marks=pytest.mark.soak),
+        pytest.param(429, 1, "it was asked too often; the same command goes on, later", marks=pytest.mark.soak),
     ],
 )
-def test_a_refusal_says_what_to_do(publish: Publish, status: int, advice: str) -> None:
+def test_a_refusal_says_what_to_do(publish: Publish, status: int, code: int, advice: str) -> None:
     with Hub({"/api/repos/create": status}) as hub:
         refused = publish(hub, before=impatient)
         assert (refused.code, refused.output.splitlines()[-1]) == (
-            1,
+            code,
             f"pipeline: {hub.address}/me/tiny: the Hub answers {status}: it is so; {advice}",
         )
 
 
-def test_without_a_hub_it_ends_soon(folder: Path) -> None:
-    environment = {"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}", "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "home")}
-    ended = launch(folder, ["publish", "tiny", TARGET], environment=environment)
-    assert ended.code == 1
-    assert ended.output.splitlines()[-1].endswith("Connection refused; the same command goes on")
+def nameless(rank: int) -> None:
+    """`before` of `launch`: as where nobody knows what the names of machines stand for."""
+
+    def unknown(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    socket.getaddrinfo = unknown  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(("before", "why"), [(None, "Connection refused"), (nameless, "Name or service not known")])
+def test_without_a_hub_it_ends_soon(folder: Path, before: Callable[[int], None] | None, why: str) -> None:
+    endpoint = f"http://localhost:{free_port()}"
+    environment = {"HF_ENDPOINT": endpoint, "HF_TOKEN": TOKEN, "HF_HOME": str(folder / "home")}
+    ended = launch(folder, ["publish", "tiny", TARGET], environment=environment, before=before)
+    assert (ended.code, ended.output.splitlines()[-1]) == (
+        1,
+        f"pipeline: cannot reach {endpoint}: {why}; see to the network, or to HF_ENDPOINT; the same command goes on",
+    )
 
 
 def test_without_a_token_it_says_where_to_put_one(publish: Publish, folder: Path) -> None:
@@ -169,13 +183,22 @@ def test_without_a_token_it_says_where_to_put_one(publish: Publish, folder: Path
         assert hub.asked == []
 
 
-def test_a_dry_run_shows_each_file_and_asks_nobody(publish: Publish, folder: Path) -> None:
+def test_a_dry_run_shows_each_file_in_columns_and_asks_nobody(publish: Publish, folder: Path) -> None:
+    place = (folder / "runs/tiny/export").resolve()
+    values, _ = files.read_manifest(place)
+    assert values
+    long = "model.aotinductor.pt2"
+    (place / long).write_bytes(b"machine code")
+    names = [*values["outputs"], long]
+    checksums.write(place, [name for name in names if name != checksums.NAME])
+    files.write_manifest(place, {**values, "outputs": files.seal(place, names)})
     with Hub() as hub:
         ended = publish(hub, "runs/tiny", TARGET, "--dry-run")
         assert ended.code == 0
         assert hub.asked == []
         shown = dict(re.findall(rf"^ +([\d,]+)  \S+ +to {hub.address}/me/tiny/(\S+)$", ended.output, re.MULTILINE))
         assert {name: size.replace(",", "") for size, name in shown.items()} == {k: str(len(v)) for k, v in exported(folder).items()}
+        assert len({line.index(" to ") for line in ended.output.splitlines()[1:-1]}) == 1
 
 
 @pytest.mark.parametrize("harmed", ["model.onnx", "README.md", files.MANIFEST])

@@ -127,9 +127,9 @@ def test_its_origin_is_the_model_that_the_run_has_told_of(publish: Publish, fold
 def test_a_key_that_may_not_write_is_refused_and_with_another_it_goes_on(publish: Publish, folder: Path) -> None:
     with Unwell("403", "artifact") as service:
         refused = publish(service.environment)
-        assert (refused.code, len(refused.output.splitlines())) == (1, 7), refused.output
+        assert (refused.code, len(refused.output.splitlines())) == (2, 7), refused.output
         assert refused.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ArtifactSaver.createArtifact: returned error 403")
-        assert refused.output.endswith("; set WANDB_API_KEY to a key that may write there\n")
+        assert refused.output.endswith(f"; set WANDB_API_KEY to a key of {service.address} that may write there, or name another entity\n")
         assert service.store.artifacts == []
         store = service.store
     with Service(store) as well:
@@ -144,11 +144,39 @@ def test_whatever_the_service_does_it_ends_with_a_line_and_goes_on(publish: Publ
     with Unwell(fault, moment) as service:
         failed = publish(service.environment)
         assert (failed.code, len(failed.output.splitlines())) == (1, 7), failed.output
-        assert failed.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: ")
+        assert failed.output.splitlines()[-1].startswith((f"pipeline: {TARGET}: ", f"pipeline: cannot reach {service.address}: "))
         store = service.store
     with Service(store) as well:
         assert publish(well.environment).code == 0
         assert [made.contents() for made in store.artifacts if made.state == "COMMITTED"] == [exported(folder)]
+
+
+class Forgetful(Service):
+    """Knows nobody."""
+
+    def query(self, content: bytes) -> bytes:
+        return b'{"data": {"viewer": null}}'
+
+
+@pytest.mark.parametrize(
+    ("key", "said"),
+    [("abc", "WANDB_API_KEY invalid: API key must have 40+ characters, has 3"), (KEY, "Failed to verify credentials with ")],
+)
+def test_a_key_that_is_none_is_refused(publish: Publish, key: str, said: str) -> None:
+    with Forgetful() as service:
+        ended = publish({**service.environment, "WANDB_API_KEY": key})
+    assert ended.code == 2
+    assert ended.output.splitlines()[-1].startswith(f"pipeline: {TARGET}: {said}")
+    assert ended.output.endswith(f"; set WANDB_API_KEY to a key of {service.address} that may write there, or name another entity\n")
+
+
+def test_without_a_service_it_says_what_to_see_to(publish: Publish) -> None:
+    address = f"http://127.0.0.1:{free_port()}"
+    ended = publish({"WANDB_BASE_URL": address, "WANDB_API_KEY": KEY})
+    assert (ended.code, ended.output.splitlines()[-1]) == (
+        1,
+        f"pipeline: cannot reach {address}: connection refused; see to the network, or to WANDB_BASE_URL; the same command goes on",
+    )
 
 
 def test_without_a_key_it_says_where_to_put_one(publish: Publish) -> None:

@@ -40,8 +40,8 @@ def send(place: str, export: Path, manifest: Manifest, run: Path | None) -> str:
     are there is no new commit. All come at once, or none.
 
     Raises:
-        ConfigError: there is no token.
-        PipelineError: the Hub refused, or is not to be reached.
+        ConfigError: there is no token, or none that may write there.
+        PipelineError: the Hub failed, or is not to be reached.
     """
     del run  # the Hub knows nothing of runs
     hub = _client()
@@ -128,7 +128,11 @@ def _in_one_line(place: str) -> Iterator[None]:
         status = getattr(answer, "status_code", None)
         text = getattr(cause, "server_message", None) or re.sub(r"\s*\((?:Request|Amzn Trace|Amz CF) ID.*?\)", "", str(cause))
         reason = services.reason(cause, text)
+        if type(cause).__name__ in ("ConnectError", "ConnectTimeout"):  # of httpx, or httpx2: each version of the client has its own
+            where = f"cannot reach {_client().HfApi().endpoint}"
+            raise PipelineError(f"{where}: {reason}; see to the network, or to HF_ENDPOINT; the same command goes on") from None
         if status is None:
             raise PipelineError(f"{address(place)}: {reason}; the same command goes on") from None
+        kind = ConfigError if status in (401, 403, 404) else PipelineError
         advice = ADVICE.get(status, "the same command goes on")
-        raise PipelineError(f"{address(place)}: the Hub answers {status}: {reason}; {advice}") from None
+        raise kind(f"{address(place)}: the Hub answers {status}: {reason}; {advice}") from None

@@ -1,6 +1,7 @@
 """What the clients of all services lack: an end to their patience, and few words."""
 
 import contextlib
+import re
 import signal
 from collections.abc import Iterator
 
@@ -30,5 +31,6 @@ def within(seconds: int) -> Iterator[None]:
 
 def reason(error: BaseException, text: str = "") -> str:
     """`text`, or what `error` says, in one line that a terminal takes for words: some of it is a service's."""
-    words = "".join(letter if letter.isprintable() else " " for letter in text or str(error)).split()
+    said = re.sub(r"\[Errno -?\d+\] ", "", text or str(error))
+    words = "".join(letter if letter.isprintable() else " " for letter in said).split()
     return " ".join(words)[:LONG].rstrip(". ") or type(error).__name__

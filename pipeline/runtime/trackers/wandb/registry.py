@@ -17,6 +17,8 @@ from pipeline.runtime.trackers.wandb import SETTINGS, model_name, service
 PACE = 50_000  # bytes a second: who is slower is given up
 AT_LEAST = 120  # seconds, for all that is asked besides
 REGISTRY = "wandb-registry-"
+REFUSED = re.compile(r"\b(401|403|Unauthorized|Forbidden|permission denied|not logged in|invalid credentials|WANDB_API_KEY invalid)\b")
+UNREACHED = re.compile(r"dial tcp.*?: (?:connect: )?([a-z/ ]+?)(?: while|$)")  # as Go says it
 QUIET = {
     **SETTINGS,
     "finish_timeout": 10,
@@ -42,14 +44,14 @@ def send(place: str, export: Path, manifest: Manifest, run: Path | None) -> str:
     told W&B of, if it is the one that this export was made from. If the latest is as it should be, nothing is sent.
 
     Raises:
-        ConfigError: there is no key.
-        PipelineError: the service refused, or is not to be reached.
+        ConfigError: there is no key, or none that may write there.
+        PipelineError: the service failed, or is not to be reached.
     """
     _, service_address, has_key = service(Spec(name="wandb", options={"mode": "online"}))
     if not has_key:
         raise ConfigError(f"there is no key for W&B at {service_address}; set WANDB_API_KEY, or type `wandb login` once")
     size = sum(listed["size"] for listed in manifest.outputs.values())
-    with services.within(AT_LEAST + size // PACE), _in_one_line(place), _alone() as folder:
+    with services.within(AT_LEAST + size // PACE), _in_one_line(place, service_address), _alone() as folder:
         if _digest(f"{place}:latest") == manifest.digest:
             return f"nothing has changed in {address(place)}"
         version, origin = _sent(place, export, manifest, run, folder)
@@ -135,7 +137,7 @@ def _alone() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _in_one_line(place: str) -> Iterator[None]:
+def _in_one_line(place: str, service_address: str) -> Iterator[None]:
     """What the client raises, of which some are no errors of wandb.errors, as one."""
     try:
         yield
@@ -143,6 +145,10 @@ def _in_one_line(place: str) -> Iterator[None]:
         raise
     except Exception as error:
         reason = services.reason(error)
-        refused = re.search(r"\b(401|403|Unauthorized|Forbidden|permission denied)\b", reason)
-        advice = "set WANDB_API_KEY to a key that may write there" if refused else "the same command goes on"
-        raise PipelineError(f"{address(place)}: {reason}; {advice}") from None
+        if REFUSED.search(reason):
+            advice = f"set WANDB_API_KEY to a key of {service_address} that may write there, or name another entity"
+            raise ConfigError(f"{address(place)}: {reason}; {advice}") from None
+        if unreached := UNREACHED.search(reason):
+            advice = "see to the network, or to WANDB_BASE_URL; the same command goes on"
+            raise PipelineError(f"cannot reach {service_address}: {unreached[1]}; {advice}") from None
+        raise PipelineError(f"{address(place)}: {reason}; the same command goes on") from None
