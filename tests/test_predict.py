@@ -33,6 +33,20 @@ from pipeline.__main__ import main
 sys.exit(main(sys.argv[1:]))
 """
 
+CUT_SHORT = """
+from pipeline.data.cores import cores
+
+def struck(_):  # as by the handler of a signal, between two lines of `submit`
+    raise KeyboardInterrupt
+
+try:
+    with cores(2, 1) as each:
+        each.func.__self__._work_ids.put = struck
+        each(abs, range(3))
+except KeyboardInterrupt:
+    print("ended")
+"""
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -220,6 +234,11 @@ def test_a_signal_ends_it_with_one_line_and_nobody_is_left(place: Path, number: 
     assert process.exitcode == code
     assert output.read_text().splitlines()[-1] == "pipeline: stopped"
     assert not any(Path(f"/proc/{child}").exists() for child in children)
+
+
+def test_a_signal_in_the_midst_of_handing_out_work_does_not_keep_it_waiting() -> None:
+    ended = subprocess.run([sys.executable, "-c", CUT_SHORT], capture_output=True, text=True, check=False, timeout=60)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "ended\n", "")
 
 
 def of_export(folder: Path, change: str) -> None:

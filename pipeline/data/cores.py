@@ -23,11 +23,14 @@ def cores(count: int, chunk: int) -> Iterator[Callable[..., Iterator[Any]]]:
         yield map
         return
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-    with ProcessPoolExecutor(count, context, initializer=_serve) as pool:
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+    pool = ProcessPoolExecutor(count, context, initializer=_serve)
+    try:
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         pool.submit(int)  # forks them: one that is told to end before it serves has to hear of it when it does
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
         yield functools.partial(pool.map, chunksize=chunk)
+    finally:
+        pool.shutdown(cancel_futures=True)  # it would else wait for ever for what an exception has kept `submit` from handing out
 
 
 def _serve() -> None:

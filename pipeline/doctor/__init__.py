@@ -4,15 +4,11 @@ Processes meet at torch's store, as those of a run do, and tell the main one wha
 and says so. A process that cannot meet the others says so itself.
 """
 
-import contextlib
 import json
 import os
-import signal
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import asdict
-from types import FrameType
 
 from pipeline.config import Config
 from pipeline.credentials import hide
@@ -21,11 +17,11 @@ from pipeline.doctor.case import SLOW, Case
 from pipeline.doctor.findings import Clock, Finding, begin, given, is_hung, lines, merged
 from pipeline.doctor.judge import judged, who
 from pipeline.doctor.steps import compare_clocks, time_sums, try_folders
-from pipeline.errors import Interrupted, PipelineError
+from pipeline.errors import PipelineError
 from pipeline.plan import check_size
 from pipeline.runtime.console import say, say_plainly
 from pipeline.runtime.launch import prepare_process, read_launch
-from pipeline.runtime.signals import STOP_SIGNALS, exit_code
+from pipeline.runtime.signals import interruptible
 
 UNFIT = "choose another train.model or data.size; `pipeline model` shows what each layer gives"
 
@@ -38,7 +34,7 @@ def doctor(config: Config, *, as_json: bool) -> int:
     asked = os.environ.get("OMP_NUM_THREADS", "")
     case = Case(config, launch, prepare_process(config.run, launch), Clock(limits.ALL), asked)
     try:
-        with _interruptible():
+        with interruptible("stopped while looking; nothing was changed"):
             code = _main(case, as_json) if launch.is_main else _other(case)
     except PipelineError:
         raise
@@ -53,7 +49,7 @@ def doctor(config: Config, *, as_json: bool) -> int:
 def _main(case: Case, as_json: bool) -> int:
     try:
         _look(case)
-    except Interrupted:
+    except KeyboardInterrupt:
         for finding in case.found:
             say(finding.line)
         raise
@@ -78,8 +74,6 @@ def _look(case: Case) -> None:
     data = begin(lambda: alone.data(config))
     try:
         _together(case)
-    except Interrupted:
-        raise
     except PipelineError as error:
         case.add([case.of(_trouble("rendezvous", error))])
     images, wrong = given("data", data, case.clock.left(limits.DATA), ([], {}), SLOW)
@@ -102,8 +96,6 @@ def _other(case: Case) -> int:
         _together(case)
         code = int(case.share("verdict", None))
         case.meeting.tell("end", True)
-    except Interrupted:
-        raise
     except PipelineError as error:
         case.add([case.of(_trouble("rendezvous", error))])
         for finding in [finding for finding in case.found if finding.wrong]:
@@ -159,18 +151,3 @@ def _meet(case: Case) -> None:
     except TimeoutError:
         raise PipelineError(f"{address}:{port} answers, but not as rank 0 does; {probe.ANOTHER}") from None
     case.add([Finding("rendezvous", f"{address}:{port} reached in {time.monotonic() - began:.1f} s")])
-
-
-@contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let a signal be an exception here, so that what was made is removed."""
-
-    def leave(number: int, _: FrameType | None) -> None:
-        raise Interrupted("stopped while looking; nothing was changed", exit_code(number))
-
-    before = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

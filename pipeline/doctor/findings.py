@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TypeVar
 
-from pipeline.errors import Interrupted, PipelineError, of_the_machine
+from pipeline.errors import PipelineError, of_the_machine
 
 T = TypeVar("T")
 THREAD = "doctor"
@@ -63,8 +63,6 @@ def given(what: str, answer: "Future[T]", seconds: float, otherwise: T, cure: st
         return answer.result(seconds), []
     except TimeoutError as error:
         said = of_the_machine(error) if answer.done() else f"no answer within {seconds:.0f} s"
-    except Interrupted:  # this process, not the look
-        raise
     except PipelineError as error:
         said, _, cures = str(error).partition("; ")
         cure = cures or cure

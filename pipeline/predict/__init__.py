@@ -8,7 +8,6 @@ import contextlib
 import functools
 import math
 import os
-import signal
 import stat
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -20,12 +19,12 @@ from numpy.typing import NDArray
 
 from pipeline.data.cores import cores
 from pipeline.data.images import pixels
-from pipeline.errors import DataError, Interrupted, PipelineError
+from pipeline.errors import DataError, PipelineError
 from pipeline.predict.exported import Exported
 from pipeline.predict.finding import find
 from pipeline.predict.rows import FORMS, Prediction
 from pipeline.runtime.console import put, show_progress, visible, warn, working
-from pipeline.runtime.signals import STOP_SIGNALS, exit_code
+from pipeline.runtime.signals import interruptible
 
 BATCH = 256  # images at most
 VALUES = 4 << 20  # of a batch, at most: what is inside a net takes a hundred times as much
@@ -51,7 +50,8 @@ def predict(export: Path, given: Sequence[Path], *, form: str, top: int) -> int:
     head, row = FORMS[form](found.names, exported.about.classes, top)
     refused = len(found.refused)
     answered = _answers(exported, found.names, top)
-    with contextlib.suppress(BrokenPipeError), contextlib.closing(answered):  # who reads it may have enough, as `head` has
+    quietly = contextlib.suppress(BrokenPipeError)  # who reads it may have enough, as `head` has
+    with interruptible("stopped"), quietly, contextlib.closing(answered):
         for answers in answered:
             for why in (one for one in answers if isinstance(one, str)):
                 refused += 1
@@ -73,7 +73,6 @@ def _answers(exported: Exported, names: Sequence[str], top: int) -> Generator[li
     count = 1 if len(names) < MANY else len(os.sched_getaffinity(0))
     read = functools.partial(_read, channels=shape[0], size=shape[1:])
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_ended_by_signals())
         each = stack.enter_context(_readers(count, max(1, size // (2 * count))))  # forked before there are threads
         if len(names) >= MANY:
             stack.enter_context(working("predict"))
@@ -117,18 +116,3 @@ def _readers(count: int, chunk: int) -> Iterator[Callable[..., Iterator[Any]]]:
             yield each
     except BrokenExecutor:
         raise PipelineError("a process that reads images was killed, for want of memory perhaps; name fewer or smaller ones") from None
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let a signal end what goes on in order, so that no bar and no process stays."""
-
-    def end(number: int, _: object) -> None:
-        raise Interrupted("stopped", exit_code(number))
-
-    before = {number: signal.signal(number, end) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

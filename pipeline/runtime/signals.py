@@ -1,11 +1,15 @@
 """What signals do to a process that has nothing to keep. Imports next to nothing: it comes before all else."""
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from types import FrameType
+
+from pipeline.errors import Interrupted
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
@@ -26,6 +30,27 @@ def _leave(number: int, _: FrameType | None) -> None:
     if int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0) == 0:
         os.write(2, b"pipeline: stopped; run the same command again\n")
     os._exit(exit_code(number))
+
+
+class _Signal(KeyboardInterrupt):
+    """No Exception: what reads an image, say, takes each of those for a fault of the image."""
+
+
+@contextlib.contextmanager
+def interruptible(said: str) -> Iterator[None]:
+    """Let a signal end what goes on in order, so that nothing of it stays: what comes out is Interrupted, with what is to be `said`."""
+
+    def leave(number: int, _: FrameType | None) -> None:
+        raise _Signal(number)
+
+    before = {number: signal.signal(number, leave) for number in STOP_SIGNALS}
+    try:
+        yield
+    except _Signal as found:
+        raise Interrupted(said, exit_code(found.args[0])) from None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def die_with_parent(_: int = 0) -> None:
