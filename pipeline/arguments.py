@@ -123,7 +123,9 @@ def _add_runs(commands: "argparse._SubParsersAction[_Parser]") -> None:
     """What can be done with runs that are there."""
     text = "classes and probabilities of images, by an export alone"
     command = commands.add_parser("predict", help=text, description=text)
-    command.add_argument("export", type=Path, metavar="EXPORT", help="the folder of an export, or of a run, or its name in runs/")
+    command.add_argument(
+        "export", type=Path, metavar="EXPORT", help="the folder of an export, or of a run, or its name in runs/; or an .onnx file in it"
+    )
     command.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a file, or a folder of images and all folders below it")
     command.add_argument("--top", type=_count, default=1, metavar="K", help="the K most probable classes of each; 1 if not given")
     command.add_argument("--format", choices=("table", "jsonl", "csv"), default="table", help="table if not given")

@@ -61,7 +61,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 image = PIL.Image.fromarray((looks[k] * 0.6 + rng.integers(0, 100, looks[k].shape)).astype(np.uint8))
                 image = image if n % 3 else image.resize((40, 24))
                 image.save(folder / "data" / split / name / f"{n:02d}.{'png' if n % 2 else 'jpg'}")
-    ended = launch(folder, ["run", *TINY, "data.source=folder", "data.root=data", "data.size=12", "train.epochs=3"])
+    words = ["data.source=folder", "data.root=data", "data.size=12", "train.epochs=3", "export.formats=[int8]", "export.int8_loss=1"]
+    ended = launch(folder, ["run", *TINY, *words])
     assert ended.code == 0, ended.output
     return folder
 
@@ -103,9 +104,31 @@ def test_torch_is_not_needed(place: Path) -> None:
     assert ended.stdout.startswith("image")
 
 
-@pytest.mark.parametrize("export", ["runs/tiny", "runs/tiny/export", "tiny"])
-def test_an_export_is_named_by_its_folder_or_its_run(place: Path, export: str) -> None:
+@pytest.mark.parametrize("export", ["runs/tiny", "runs/tiny/export", "tiny", "runs/tiny/export/model.onnx"])
+def test_an_export_is_named_by_its_folder_or_its_run_or_its_file(place: Path, export: str) -> None:
     assert len(rows(place, export, "data/test/z/01.png")) == 1
+
+
+@pytest.mark.parametrize("export", ["runs/tiny/export/model.int8.onnx", "tiny/model.int8.onnx"])
+def test_a_file_in_8_bits_is_asked_where_it_is_named(place: Path, export: str) -> None:
+    measured = load_file(place / "runs/tiny/evaluate/predictions.safetensors")
+    told = rows(place, export, "data/test", "--top", len(CLASSES))
+    right = np.array([CLASSES.index(str(row["class"])) for row in told]) == measured["test.labels"]
+    made = json.loads((place / "runs/tiny/export/manifest.json").read_text())["result"]
+    assert right.mean() == made["formats"]["int8"]["ran"]["accuracy"]
+    assert not np.allclose(shares(told), measured["test.probabilities"], atol=2e-6), "it is not the float's answer"
+
+
+@pytest.mark.parametrize("export", ["tiny/model.int4.onnx", "runs/tiny/export/model.safetensors", "data"])
+def test_what_is_no_export_is_refused_in_one_line(place: Path, export: str) -> None:
+    ended = launch(place, ["predict", export, "data/test/z/01.png"])
+    ways = "the folder of a finished run or of an export, an .onnx file in it, or the name of a run in runs/"
+    assert (ended.code, ended.output) == (2, f"pipeline: no export in {export}; give {ways}\n")
+
+
+def test_more_classes_than_there_are_cannot_be_had(place: Path) -> None:
+    ended = launch(place, ["predict", "tiny", "data", "--top", "99"])
+    assert (ended.code, ended.output) == (2, "pipeline: predict: --top 99: there are 3 classes; give 3 at most\n")
 
 
 def test_the_forms_say_the_same(place: Path) -> None:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline.data.cores import cores
 from pipeline.data.images import pixels
-from pipeline.errors import DataError, PipelineError
+from pipeline.errors import ConfigError, DataError, PipelineError
 from pipeline.predict.exported import Exported
 from pipeline.predict.finding import find
 from pipeline.predict.rows import FORMS, Prediction
@@ -37,11 +37,12 @@ def predict(export: Path, given: Sequence[Path], *, form: str, top: int) -> int:
     """Print the `top` most probable classes of each image, and name on stderr what is none; 3 if there was such, else 0.
 
     Raises:
-        ConfigError: there is no such export.
+        ConfigError: there is no such export, or it has fewer classes.
         DataError: it is damaged; or there is no image.
     """
     exported = Exported.of(export)
-    top = min(top, len(exported.about.classes))
+    if top > (most := len(exported.about.classes)):
+        raise ConfigError(f"predict: --top {top}: there are {most} classes; give {most} at most")
     found = find(given)
     for why in found.refused:
         warn(visible(why))
