@@ -8,16 +8,15 @@ import contextlib
 import hashlib
 import json
 import re
-import sys
-import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
+from serving import Serving, sent
 
 TOKEN = "hf_" + "0" * 34
 LARGE = (".safetensors", ".onnx", ".pt2", ".bin")
@@ -40,36 +39,19 @@ class Repository:
         return sha256(self.files[name]) if name in self.large else git_name(self.files[name])
 
 
-class Hub(ThreadingHTTPServer):
+class Hub(Serving):
     """Serves and keeps while it is entered. `asked` is every method and path, in order; `heard` all that came, but for the token.
 
     A request whose path holds a key of `fails` is answered by that status, by nothing for `hang`, or cut off for `cut`.
     """
 
-    daemon_threads = True
-
     def __init__(self, fails: Mapping[str, int | str] = MappingProxyType({})) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Handler)
         self.fails = fails
         self.repositories: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}  # by sha256
         self.asked: list[str] = []
         self.heard: list[bytes] = []
-        self.left = threading.Event()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.left.set()
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # the client has left
-            super().handle_error(request, client_address)
 
     def environment(self, home: object) -> dict[str, str]:
         """Sends a client here, with a token, and what it keeps below `home`."""
@@ -184,12 +166,12 @@ class _Handler(BaseHTTPRequestHandler):
             self.rfile.read(1000)
             self.connection.close()
             return
-        content = self._content()
+        content = sent(self)
         hub.asked.append(asked)
         headers = "".join(f"{name}: {value}\n" for name, value in self.headers.items() if name.lower() != "authorization")
         hub.heard += [asked.encode(), headers.encode(), content]
         if trouble == "hang":
-            hub.left.wait()
+            hub.leave.wait()
             return
         found = [(function, match.groups()) for form, function in ROUTES.items() if (match := re.fullmatch(form, asked))]
         status, answer = 404, {"error": "Not Found"}
@@ -212,17 +194,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_PUT(self) -> None:
         self._answer()
-
-    def _content(self) -> bytes:
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            return b"".join(self._pieces())
-        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-
-    def _pieces(self) -> Any:
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
 
     def _send(self, status: int, answer: Any) -> None:
         content = answer if isinstance(answer, bytes) else json.dumps(answer).encode()

@@ -4,32 +4,24 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from collections.abc import Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
+
+from serving import Serving, sent
 
 
-class Service(ThreadingHTTPServer):
+class Service(Serving):
     """Serves `files` as `me/pipeline/tiny:best` while it is entered; what is in `sent` goes out in place of a file's own bytes.
 
     `status` is that of every answer. `asked` is what was asked for, in order: queries and files.
     """
 
     def __init__(self, files: Mapping[str, bytes], *, sent: Mapping[str, bytes] = MappingProxyType({}), status: int = 200) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(_Answer)
         self.files, self.sent, self.status = files, sent, status
         self.asked: list[str] = []
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
 
     @property
     def environment(self) -> dict[str, str]:
@@ -95,7 +87,7 @@ class _Answer(BaseHTTPRequestHandler):
         if self.path != "/graphql":
             self.send_error(404)
             return
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        asked = json.loads(sent(self))
         query = re.findall(r"\w+", asked["query"])[1]
         self._send(query, json.dumps({"data": self.server.data(query, asked.get("variables") or {})}).encode())
 

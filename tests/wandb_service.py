@@ -4,40 +4,25 @@ import contextlib
 import gzip
 import json
 import re
-import sys
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any, Self
+from http.server import BaseHTTPRequestHandler
 
+from serving import Serving, sent
 from wandb_store import Store
 
 KEY = "0" * 40
 STREAM = r"/files/[^/]+/[^/]+/([^/]+)/file_stream"  # of a run
 
 
-class Service(ThreadingHTTPServer):
+class Service(Serving):
     """Serves and keeps while it is entered; what it was sent is in `store`. `asked` is every query and path, in order."""
 
-    daemon_threads = True
-
     def __init__(self, store: Store | None = None) -> None:
-        super().__init__(("127.0.0.1", 0), _Answer)
+        super().__init__(_Answer)
         self.store = store or Store()
-        self.store.address = self.address = f"http://127.0.0.1:{self.server_port}"
+        self.store.address = self.address
         self.asked: list[str] = []
         self.one_by_one = threading.Lock()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        if not isinstance(sys.exception(), OSError):  # the client has left
-            super().handle_error(request, client_address)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -121,16 +106,8 @@ class _Answer(BaseHTTPRequestHandler):
             self._send(content)
 
     def _content(self) -> bytes:
-        content = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        if self.headers.get("Transfer-Encoding") == "chunked":
-            content = b"".join(self._pieces())
+        content = sent(self)
         return gzip.decompress(content) if self.headers.get("Content-Encoding") == "gzip" else content
-
-    def _pieces(self) -> Any:
-        while size := int(self.rfile.readline(), 16):
-            yield self.rfile.read(size)
-            self.rfile.readline()
-        self.rfile.readline()
 
     def _send(self, content: bytes) -> None:
         with contextlib.suppress(ConnectionError):

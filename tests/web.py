@@ -1,40 +1,24 @@
 """A server of files on this machine, which misbehaves as it is told."""
 
-import threading
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Self
+from http.server import BaseHTTPRequestHandler
+
+from serving import Serving
 
 Way = Callable[["Answer", bytes], None]  # how an answer is given, of a file with that content
 
 
-class Web(ThreadingHTTPServer):
+class Web(Serving):
     """Serves `files` while it is entered; the first answers for a path are given in its `ways`, one each, the others well.
 
     `asked` is what was asked for, in order: path and range. A way that waits ends with `leave`.
     """
 
-    daemon_threads = True
-
     def __init__(self, **files: bytes) -> None:
-        super().__init__(("127.0.0.1", 0), Answer)
-        self.address = f"http://127.0.0.1:{self.server_port}"
+        super().__init__(Answer)
         self.files = {f"/{name}": content for name, content in files.items()}
         self.ways: dict[str, list[Way]] = {}
         self.asked: list[tuple[str, str | None]] = []
-        self.leave = threading.Event()
-
-    def __enter__(self) -> Self:
-        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.leave.set()
-        self.shutdown()
-        self.server_close()
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Those that are asked have left: no matter."""
 
     @property
     def ranges(self) -> list[str | None]:
