@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from processes import begin, launch
 from watching import CHROMIUM, MISSING, Seen, chromium, opened
 
+from pipeline.data.images import pixels
 from pipeline.demo.answers import answer
 from pipeline.demo.drawing import INK, drawn, prepared
 from pipeline.errors import DataError
@@ -178,17 +179,11 @@ def lines(ink: NDArray[np.bool_]) -> Iterator[list[tuple[int, int]]]:
         yield way
 
 
-def clear(seen: Seen) -> None:
-    """And wait until it has been answered: what is dropped meanwhile may be answered before."""
-    seen.page.click("#canvas button")
-    seen.page.wait_for_function("!document.querySelector('#seen img')")
-
-
 def draw(seen: Seen, ink: NDArray[np.bool_]) -> str:
     """What the page says of `ink`, [8, 8], after it was drawn by the mouse on a cleared canvas."""
     page = seen.page
-    clear(seen)
-    box = page.locator("#canvas canvas").bounding_box()
+    page.click("#asked button")
+    box = page.locator("#asked canvas").bounding_box()
     assert box is not None
     cell = box["width"] / 8
     for way in lines(ink):
@@ -197,19 +192,26 @@ def draw(seen: Seen, ink: NDArray[np.bool_]) -> str:
             if k == 0:
                 page.mouse.down()
         page.mouse.up()
-    return settled(seen)
+    image = prepared(
+        drawn(page.evaluate("document.querySelector('#asked canvas').toDataURL()")), MNIST.model_copy(update={"source": "digits"})
+    )
+    return said(seen, image)
 
 
-def settled(seen: Seen) -> str:
-    """The class that is shown, once what is shown has stayed the same for a while."""
-    shown: list[str] = []
+def said(seen: Seen, image: NDArray[np.uint8] | None) -> str:
+    """The class on the page, once it is that of `image`."""
 
-    def same() -> bool:
-        shown.append(seen.page.inner_text("#answer") + seen.page.inner_html("#seen"))
-        return "img" in shown[-1] and len(shown) > 5 and len({*shown[-5:]}) == 1
+    def looked_at() -> NDArray[np.uint8] | None:
+        links = re.findall(r'src="([^"]+)"', seen.page.inner_html("#seen"))
+        return drawn(links[0])[None] if links else None
 
-    until(same, 30, lambda: shown[-1])
+    until(lambda: np.array_equal(looked_at(), image), 60, lambda: seen.page.inner_text("#seen"))  # type: ignore[arg-type]
     return seen.page.inner_text("#answer h2")
+
+
+def words(seen: Seen) -> tuple[str, int]:
+    """Those below the answer, and how many answers there are."""
+    return seen.page.inner_text("#seen"), seen.page.locator("#answer h2, #seen img").count()
 
 
 @pytest.mark.soak
@@ -218,19 +220,47 @@ def settled(seen: Seen) -> str:
 def test_digits_drawn_in_a_browser_are_read_and_pictures_as_by_predict(tmp_path: Path) -> None:
     from sklearn.datasets import load_digits
 
-    assert launch(tmp_path, ["run", "run.trackers=[]", "run.name=digits"]).code == 0
+    assert launch(tmp_path, ["run", "run.trackers=[]", "run.name=digits", "train.epochs=20"]).code == 0
     known = load_digits()
     fifth = [np.flatnonzero(known.target == k)[4] for k in range(10)]  # of each class: those are in the test split
+    three = PIL.Image.fromarray(np.rint(known.images[fifth[3]] * (255 / 16)).astype(np.uint8))
+    three.convert("RGBA").save(tmp_path / "three.png")
+    three.save(tmp_path / "moving.gif", save_all=True, append_images=[three.rotate(90)])
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "<b>words.png").write_text("no image")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "three.png").read_bytes()[:60])
     with served(tmp_path, "digits") as address, chromium() as browser, opened(browser, address) as seen:
-        seen.page.wait_for_selector("#canvas canvas")
-        said = [draw(seen, known.images[k] > 7) for k in fifth]
-        assert sum(int(one) == k for k, one in enumerate(said)) >= 9, said
-        PIL.Image.fromarray(np.rint(known.images[fifth[3]] * (255 / 16)).astype(np.uint8)).save(tmp_path / "three.png")
-        clear(seen)
-        seen.page.set_input_files("#picture input[type=file]", tmp_path / "three.png")
-        assert settled(seen) == "3"
-        (tmp_path / "broken.png").write_bytes((tmp_path / "three.png").read_bytes()[:60])
-        seen.page.set_input_files("#picture input[type=file]", tmp_path / "broken.png")
-        until(lambda: "cannot read the image broken.png" in seen.page.inner_text("#seen"), 30, lambda: seen.page.inner_text("#seen"))
-        assert {*seen.complaints} <= {"Method not implemented."}  # Gradio's own word, at each upload
+        seen.page.wait_for_selector("#asked canvas")
+        assert "light on dark" in seen.page.inner_text("#asked p")
+        found = [draw(seen, known.images[k] > 7) for k in fifth]
+        assert sum(int(one) == k for k, one in enumerate(found)) >= 9, found
+        for name in ("empty.png", "three.png", "<b>words.png", "moving.gif", "broken.png"):
+            seen.page.set_input_files("#asked input", tmp_path / name)
+            if name in ("three.png", "moving.gif"):
+                assert said(seen, pixels(tmp_path / name, 1, (28, 28))) == "3"
+            else:
+                seen.page.wait_for_selector(f"#seen :text('cannot read the image {name}: ')")
+                until(lambda: words(seen)[1] == 0, 60, lambda: str(words(seen)))
+        for _ in range(5):  # the last thing done is what is shown
+            seen.page.set_input_files("#asked input", tmp_path / "three.png")
+            seen.page.click("#asked button")
+        until(lambda: words(seen) == ("", 0), 60, lambda: str(words(seen)))
+        assert seen.complaints == []
         assert seen.elsewhere == []
+    assert "Traceback" not in (tmp_path / "output.txt").read_text()
+
+
+@pytest.mark.soak
+@pytest.mark.skipif(not GRADIO, reason=NO_GRADIO)
+@pytest.mark.skipif(not CHROMIUM, reason=MISSING)
+@pytest.mark.parametrize(("width", "height"), [(1400, 900), (390, 844)])
+def test_what_is_drawn_and_what_is_said_are_seen_at_once(place: Path, width: int, height: int) -> None:
+    with served(place, "tiny") as address, chromium() as browser, opened(browser, address, width=width, height=height) as seen:
+        seen.page.click("#asked canvas")
+        seen.page.wait_for_selector("#answer h2")
+        for part in ("#asked canvas", "#answer h2"):
+            box = seen.page.locator(part).bounding_box()
+            assert box is not None
+            assert box["y"] >= 0
+            assert box["y"] + box["height"] <= height
+        assert seen.cut <= 0

@@ -60,9 +60,9 @@ def chromium() -> Iterator[Browser]:
 
 
 @contextlib.contextmanager
-def opened(browser: Browser, address: str, *, width: int = 1280, dark: bool = False) -> Iterator[Seen]:
+def opened(browser: Browser, address: str, *, width: int = 1280, height: int = 900, dark: bool = False) -> Iterator[Seen]:
     """The page at `address`, a file's or a server's, once it has loaded."""
-    with browser.new_context(viewport={"width": width, "height": 900}, color_scheme="dark" if dark else "light") as context:
+    with browser.new_context(viewport={"width": width, "height": height}, color_scheme="dark" if dark else "light") as context:
         seen = Seen(context.new_page())
         seen.page.on("console", lambda said: seen.complaints.append(said.text) if said.type in ("error", "warning") else None)
         seen.page.on("pageerror", lambda error: seen.complaints.append(str(error)))

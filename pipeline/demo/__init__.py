@@ -1,6 +1,7 @@
 """An export on a page: draw, or drop a picture, and see the probabilities. Nothing of it comes from, or goes to, anywhere else."""
 
 import contextlib
+import errno
 import os
 import signal
 import socket
@@ -8,6 +9,8 @@ import tempfile
 import threading
 from importlib.util import find_spec
 from pathlib import Path
+
+import numpy as np
 
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.predict.exported import Exported
@@ -28,11 +31,12 @@ def demo(export: Path, host: str, port: int | None) -> None:
         PipelineError: Gradio is not installed.
     """
     exported = Exported.of(export)
+    exported.probabilities(np.zeros((1, *exported.about.shape), np.uint8))  # what it cannot do is known before there is a page
     if find_spec("gradio") is None:
         raise PipelineError("the demo is a page of Gradio, which is not installed; ./setup demo installs it")
     for number in STOP_SIGNALS:
         signal.signal(number, signal.default_int_handler)
-    folder = tempfile.TemporaryDirectory(prefix="pipeline-demo-")  # for pictures that are dropped
+    folder = tempfile.TemporaryDirectory(prefix="pipeline-demo-")  # for what a stranger uploads
     with contextlib.suppress(KeyboardInterrupt), folder, _opened(host, port) as listening:
         os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder.name}  # it reads them as it is imported
         _serve(exported, export, host, listening)
@@ -60,10 +64,11 @@ def _serve(exported: Exported, export: Path, host: str, listening: socket.socket
 
 
 def _opened(host: str, port: int | None) -> socket.socket:
-    why = OSError()
-    for tried in PORTS if port is None else [port]:
+    tries = PORTS if port is None else [port]
+    for tried in tries:
         try:
             return socket.create_server((host, tried), family=family(host))
         except OSError as error:
-            why = error
-    raise ConfigError(f"demo: {host}:{PORTS[0] if port is None else port}: {why.strerror or why}; choose another --port or --host")
+            if error.errno != errno.EADDRINUSE or tried == tries[-1]:
+                raise ConfigError(f"demo: {host}:{tried}: {error.strerror or error}; choose another --port or --host") from None
+    raise AssertionError("there is a port to try")

@@ -12,6 +12,7 @@ from pipeline.errors import DataError
 from pipeline.predict.exported import About
 
 INK = 32  # of 255: what is fainter is the edge of a line
+DRAWN = "that was drawn"
 Grey = NDArray[np.uint8]  # [H, W], white ink on black
 
 
@@ -21,11 +22,19 @@ def drawn(link: str) -> Grey:
     Raises:
         DataError: there is none in it.
     """
+    return np.asarray(pixels(content(link, DRAWN), 1, None, DRAWN)[0])
+
+
+def content(link: str, name: str) -> bytes:
+    """What is in a `data:` URL, of the image `name`.
+
+    Raises:
+        DataError: it is not base64.
+    """
     try:
-        content = base64.b64decode(link.partition(",")[2], validate=True)
+        return base64.b64decode(link.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
-        raise DataError("cannot read the drawing: it is not base64") from None
-    return np.asarray(pixels(content, 1, None, "that was drawn")[0])
+        raise DataError(f"cannot read the image {name}: it is not base64") from None
 
 
 def prepared(ink: Grey, about: About) -> NDArray[np.uint8] | None:
@@ -35,7 +44,8 @@ def prepared(ink: Grey, about: About) -> NDArray[np.uint8] | None:
         return None
     cut = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     height, width = about.shape[1:]
-    return (_as_digits if about.source == "digits" else _as_mnist)(cut, height, width)[None]
+    image = (_as_digits if about.source == "digits" else _as_mnist)(cut, height, width)[None]
+    return 255 - image if about.is_dark_on_light else image
 
 
 def _as_mnist(cut: Grey, height: int, width: int) -> Grey:

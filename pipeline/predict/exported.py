@@ -23,7 +23,13 @@ class About(BaseModel):
 
     shape: tuple[Literal[1, 3], Side, Side]  # channels, height, width
     classes: list[str]
+    mean: list[float] = []  # of each channel, of 1
     source: str = ""  # of the data; empty in an export of before this was written down
+
+    @property
+    def is_dark_on_light(self) -> bool:
+        """Whether grey images are of dark things on light ground, to go by the mean of all pixels."""
+        return bool(self.mean) and self.mean[0] > 0.5
 
 
 @dataclass(frozen=True)
