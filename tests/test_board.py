@@ -299,12 +299,12 @@ def _look(seen: watching.Seen, hostile: str) -> None:
     """All runs are there as text, all curves are drawn, and those of the run that trains become longer."""
     page = seen.page
 
-    def length() -> int:
-        return int(page.evaluate("document.querySelector('.chart')?.data?.[0]?.x.length ?? 0"))
+    def last() -> int:  # step that is shown; of more than MOST points the number may stay the same
+        return int(page.evaluate("document.querySelector('.chart')?.data?.[0]?.x.at(-1) ?? 0"))
 
-    until(lambda: length() > 1, 60, lambda: str(seen.complaints))
-    before = length()
-    until(lambda: length() > before, 60, lambda: str(seen.complaints))
+    until(lambda: last() > 0, 60, lambda: str(seen.complaints))
+    before = last()
+    until(lambda: last() > before, 60, lambda: str(seen.complaints))
     assert [label.strip() for label in page.locator("#rows label").all_inner_texts()] == ["live", hostile]
     charts = page.locator(".chart").evaluate_all("charts => charts.map(chart => chart.dataset.name)")
     assert charts[:3] == ["loss", "accuracy", "lr"]

@@ -11,6 +11,7 @@ import numpy as np
 import PIL.Image
 import pytest
 import watching
+from cluster import until
 from conftest import TINY, Run
 from processes import launch
 
@@ -276,7 +277,7 @@ def test_a_browser_shows_all_of_it_on_a_desk_and_on_a_phone_without_a_complaint(
                 assert (found["charts"], found["images"]) == (8, len(re.findall("<img ", page(odd))))
                 assert (found["cut"], found["over"]) == ([], [])
         with watching.opened(chromium, curious.as_uri()) as seen:
-            assert "Content Security Policy" in "".join(seen.complaints), "it fetches nothing, and would say so"
+            until(lambda: "Content Security Policy" in seen.said(), 30, lambda: "it fetches nothing, and would say so")
 
 
 @needs_browser

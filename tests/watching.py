@@ -46,6 +46,11 @@ class Seen:
         """By how many pixels the page is wider than the window."""
         return int(self.page.evaluate("document.documentElement.scrollWidth - window.innerWidth"))
 
+    def said(self) -> str:
+        """All complaints until now; playwright hands over what has come only while it is asked something."""
+        self.page.evaluate("0")
+        return "\n".join(self.complaints)
+
     def layout(self) -> dict[str, Any]:
         """Charts and images that are there, texts that are cut or lie over others, and colours."""
         return dict(self.page.evaluate(LAYOUT))
