@@ -17,7 +17,7 @@ from pipeline.runtime.files import MANIFEST
 from pipeline.runtime.trackers.wandb.fetch import fetch
 
 REFERENCE = "me/pipeline/tiny:best"
-FILES = {"weights.safetensors": bytes(range(256)) * 300, "notes/read.me": b"best of five\n"}
+FILES = {"weights.safetensors": save({"weight": torch.arange(2000.0)}), "notes/read.me": b"best of five\n"}
 CHANGED = {"weights.safetensors": FILES["weights.safetensors"][::-1]}
 INIT = f"train.init=wandb:{REFERENCE}"
 

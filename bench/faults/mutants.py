@@ -176,9 +176,9 @@ MUTANTS = (
     ),
     Mutant(
         "a damaged export predicts",
-        "predict/exported.py",
-        "or files.damage(folder, outputs)",
-        "",
+        "runtime/checksums.py",
+        'return "" if found == listed else',
+        'return "" if found else',
         ("tests/test_export.py::test_a_damaged_export_is_refused_and_the_file_named[model.onnx]",),
     ),
 )
