@@ -22,12 +22,19 @@ from pipeline.runtime.signals import leave_at_signals
 from pipeline.seeds import of_seed, run_seeds
 from pipeline.summary import closing_words
 
+QUIET = {  # of what libraries would tell their makers, unless the user wants them to
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",  # onnxruntime from 1.31 on
+    "WANDB_ERROR_REPORTING": "false",
+}
 AFTER_THE_WORD = 1.0  # seconds that the others let the one that speaks leave first: torchrun ends all when any has left
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments`; the exit code, as in `pipeline.errors`."""
     options = parsed(arguments)
+    os.environ |= QUIET | os.environ
     try:
         return _answer(options)
     except (PipelineError, OSError, KeyboardInterrupt) as error:

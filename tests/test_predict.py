@@ -97,11 +97,13 @@ def test_images_are_seen_as_evaluate_saw_them(place: Path) -> None:
     np.testing.assert_allclose(shares(told), measured["test.probabilities"], atol=2e-6)
 
 
-def test_torch_is_not_needed(place: Path) -> None:
+def test_torch_is_not_needed_and_nothing_is_noted_for_the_makers_of_libraries(place: Path, tmp_path: Path) -> None:
     command = [sys.executable, "-c", WITHOUT_TORCH, "predict", "tiny", "data/test/z/01.png"]
-    ended = subprocess.run(command, cwd=place, capture_output=True, text=True, check=False)
+    home = {name: value for name, value in os.environ.items() if not name.startswith("XDG_")} | {"HOME": str(tmp_path)}
+    ended = subprocess.run(command, cwd=place, env=home, capture_output=True, text=True, check=False)
     assert (ended.returncode, ended.stderr) == (0, "")
     assert ended.stdout.startswith("image")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.parametrize("export", ["runs/tiny", "runs/tiny/export", "tiny", "runs/tiny/export/model.onnx"])

@@ -38,7 +38,7 @@ def demo(export: Path, host: str, port: int | None) -> None:
         signal.signal(number, signal.default_int_handler)
     folder = tempfile.TemporaryDirectory(prefix="pipeline-demo-")  # for what a stranger uploads
     with contextlib.suppress(KeyboardInterrupt), folder, _opened(host, port) as listening:
-        os.environ |= {"GRADIO_ANALYTICS_ENABLED": "False", "GRADIO_TEMP_DIR": folder.name}  # it reads them as it is imported
+        os.environ["GRADIO_TEMP_DIR"] = folder.name  # it is read when it is imported
         _serve(exported, export, host, listening)
     say("demo: ended")
 

@@ -85,7 +85,6 @@ def _client() -> Any:
     It would send by Xet, whose own client waits as long as it likes; LFS is what each Hub understands.
     """
     os.environ.setdefault("HF_HUB_DISABLE_XET", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     import huggingface_hub
 
     return huggingface_hub
