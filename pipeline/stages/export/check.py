@@ -187,9 +187,10 @@ def judge(name: str, found: Tally, trained: Tally, config: ExportConfig) -> None
         raise GateError(f"{FILES[name]}: its probabilities are not the softmax of its logits, by {found.rounding:.3g}")
     if name == "int8":
         if (lost := (trained.right - found.right) / found.images) > config.int8_loss:
+            allowed = math.ceil(lost * 1e4) / 1e4
             raise GateError(
                 f"{FILES[name]} is right on {found.right} of {found.images} test images, the trained model on {trained.right}: "
-                f"more is lost than export.int8_loss={config.int8_loss:g} allows; leave int8 out of export.formats, or allow {lost:.4f}"
+                f"more is lost than export.int8_loss={config.int8_loss:g} allows; leave int8 out of export.formats, or allow {allowed}"
             )
     elif found.decided < found.images or not found.difference <= config.tolerance * found.largest:
         raise GateError(
