@@ -32,6 +32,7 @@ CONTEXT.set_forkserver_preload(
         "pipeline.stages.export.check",
         "pipeline.stages.export.net",
         "pipeline.stages.report.page",
+        "tests.warm",  # if this is begun in the root of the repository
     ]
 )
 

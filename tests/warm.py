@@ -1,0 +1,7 @@
+"""What forked processes need not do again each: the digests of the package's code."""
+
+from pipeline.plan import EVALUATE, EXPORT, LR_FIND, PREPARE, TRAIN
+from pipeline.runtime import fingerprint
+
+for stage in (PREPARE, TRAIN, EVALUATE, EXPORT, LR_FIND):
+    fingerprint.of_modules(stage.module)
