@@ -19,6 +19,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
         "torch._dynamo",
+        "torch.export._trace",
         "torch.onnx",
         "onnxruntime",
         "onnxscript",
