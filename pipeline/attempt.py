@@ -27,7 +27,10 @@ from pipeline.search import METRICS, Search, Trial, command_of
 
 LOOK, PATIENCE = 0.2, 5.0  # seconds between two looks; and for a trial that is to end at once
 PROGRAMS = tuple(f"{stage}.py" for stage in (*STAGES, "run"))  # of launch/
-DECISIVE = {"model", "init", "freeze", "augment", "mean", "std", "metric", "batch_size"}  # of `train`, on whether it can begin
+DECISIVE = {  # of `train`, on whether it can begin
+    *("model", "init", "freeze", "augment", "mean", "std", "metric"),
+    *("batch_size", "steps", "epochs", "warmup", "schedule", "lr_by", "patience"),
+}
 WITH_US = """\
 import ctypes, os, sys
 ctypes.CDLL(None).prctl(1, 15)  # PR_SET_PDEATHSIG, SIGTERM: a trial whose sweep is killed stops, with a checkpoint

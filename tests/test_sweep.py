@@ -75,6 +75,13 @@ def test_a_trial_that_cannot_begin_is_refused_before_the_first_starts(tmp_path: 
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_trial_that_would_never_leave_its_warmup_is_refused_where_the_number_of_images_is_known(tmp_path: Path) -> None:
+    assert launch(tmp_path, ["prepare", *TINY]).code == 0
+    write(tmp_path, {"train.warmup": {"values": [0, 3]}, "train.steps": {"value": 5}})
+    ended = swept(tmp_path)
+    assert (ended.code, ended.output.splitlines()[-1].partition(" (")[0]) == (2, "pipeline: trial 2"), ended.output
+
+
 @pytest.mark.soak
 @pytest.mark.parametrize(
     "number",
