@@ -19,7 +19,7 @@ from pipeline.errors import ConfigError, DataError, GateError, Lost, PipelineErr
 from pipeline.plan import TARGETS, Plan
 from pipeline.runtime import claims, console
 from pipeline.runtime.claims import Claim
-from pipeline.runtime.folder import RunFolder, vacate, write_status
+from pipeline.runtime.folder import RunFolder, is_of_job, vacate, write_status
 from pipeline.runtime.launch import Launch, StopFlag
 from pipeline.runtime.mirror import Trackers
 from pipeline.runtime.runner import Runner, Workspace
@@ -136,8 +136,15 @@ def make(config: Config, until: str, force: str, process: Process) -> dict[str, 
             trackers.begin(place)
 
     def begin(claims: list[Claim]) -> None:
-        nonlocal folder, foreseen
+        nonlocal foreseen
+        if is_of_job(place):  # it says what becomes of that
+            open_folder(claims)
         foreseen = until != "prepare" and plan.foresee()
+        if folder is None:
+            open_folder(claims)
+
+    def open_folder(claims: list[Claim]) -> None:
+        nonlocal folder
         folder = RunFolder(config, process.stop.lose)
         claims.append(folder.claim)
         folder.open(config)
@@ -206,7 +213,8 @@ def _word_of_the_end(place: Path | None, opened: Callable[[], RunFolder | None],
         if folder:
             folder.claim.leave()
         if place and mistaken:
-            vacate(place)
+            with contextlib.suppress(OSError):  # what cannot be looked into stays
+                vacate(place, folder.claim if folder else None)
 
 
 def told(error: BaseException, stop: StopFlag) -> BaseException:

@@ -13,9 +13,11 @@ from pathlib import Path
 import pytest
 from conftest import Run
 
+from pipeline.config import load
 from pipeline.errors import TakenOver
 from pipeline.runtime import claims, files, folder
 from pipeline.runtime.claims import Claim, Owner
+from pipeline.runtime.folder import RunFolder
 
 
 @pytest.fixture(autouse=True)
@@ -172,6 +174,34 @@ def test_one_that_has_lost_it_can_commit_nothing(tmp_path: Path, before: str) ->
         new.commit(tmp_path / "x")
     assert [p.name for p in (tmp_path / "x").iterdir()] == ["by the new one"]
     assert new.lost() == ""
+
+
+def test_one_that_has_lost_it_takes_back_nothing_that_its_successor_says(tmp_path: Path) -> None:
+    config = load(None, [f"run.folder={tmp_path}", "run.name=x"])
+    old = RunFolder(config, print)
+    old.open(config)
+    owned_by(old.claim, age=claims.STALE + 1)
+    new = RunFolder(config, print)
+    new.open(config)
+    new.link("prepare", tmp_path / "prepared", True)
+    said = {path.name for path in new.path.iterdir()}
+    with pytest.raises(FileNotFoundError):
+        old.restored()
+    assert {path.name for path in new.path.iterdir()} == said
+
+
+def test_a_folder_is_not_vacated_under_one_that_comes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine = taken(tmp_path / "x/.run")
+    mine.leave()
+    come: list[Claim] = []
+
+    def nobody(path: Path) -> None:
+        """As it looks just before another comes."""
+        come.append(taken(path))
+
+    monkeypatch.setattr(claims, "holder", nobody)
+    folder.vacate(tmp_path / "x", mine)
+    assert not come[0].lost()
 
 
 def test_numbers_go_on_when_the_claims_were_removed_by_hand(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ A table's key is what follows `pipeline run`, or all that follows `pipeline`; it
 """
 
 import itertools
+import json
 from collections.abc import Iterator, Mapping
 from datetime import timedelta
 from pathlib import Path
@@ -28,6 +29,7 @@ from pipeline.learning.optim import OPTIMIZERS
 from pipeline.learning.schedules import AVERAGES, SCHEDULES
 from pipeline.learning.start import BEGINNINGS
 from pipeline.plan import check
+from pipeline.runtime.folder import vacate
 from pipeline.runtime.trackers import TRACKERS
 from pipeline.stages.export.formats import FORMATS
 
@@ -748,6 +750,23 @@ def test_what_only_the_data_can_tell_is_refused_and_leaves_no_run(run: Run, tmp_
     assert "Traceback" not in ended.output
     assert not (tmp_path / "runs").exists()
     assert not [*(tmp_path / "artifacts").glob("*/*.partial-*")]
+
+
+@pytest.mark.parametrize("word", ["train.freeze=[nothing*]", "train.batch_size=5000"])
+def test_the_folder_of_a_job_says_what_was_the_mistake(run: Run, tmp_path: Path, word: str) -> None:
+    place = tmp_path / "runs/tiny"
+    place.mkdir(parents=True)
+    (place / "job.json").write_text('{"jobs": ["1"]}')
+    ended = run(word)
+    status = json.loads((place / "status.json").read_text())
+    assert (ended.code, status["state"], status["exit_code"]) == (2, "failed", 2)
+    assert ended.output.splitlines()[-1] == f"pipeline: {status['message']}"
+
+
+def test_a_mistake_does_not_remove_where_it_was_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    vacate(tmp_path / "tiny", None)
+    assert tmp_path.is_dir()
 
 
 def test_a_mistake_leaves_what_a_run_says_of_itself(run: Run, tmp_path: Path) -> None:

@@ -55,11 +55,12 @@ class RunFolder:
 
     def restored(self) -> bool:
         """Whether it says again what it said before this life, which may be nothing; a job's is left as it is, to be looked at."""
-        if (self.path / "job.json").exists():
+        if is_of_job(self.path):
             return False
         for name in (*SAID, *(["prepare"] if self._data is None else [])):
-            if name not in self._before:
-                (self.path / name).unlink(missing_ok=True)
+            if name not in self._before and os.path.lexists(self.path / name):
+                (self.path / name).rename(self.claim.place / name)  # which a life that has lost it cannot
+                (self.claim.place / name).unlink()
         for name, content in self._before.items():
             files.write_whole(self.path / name, content, aside=self.claim.place)
         if self._data is not None:
@@ -86,17 +87,25 @@ class RunFolder:
         fresh.replace(link)
 
 
-def vacate(folder: Path) -> None:
-    """Remove a folder that nobody works in and that says nothing of a run, with what processes left in it; and that above, if empty."""
+def is_of_job(folder: Path) -> bool:
+    """Whether the run in `folder` was submitted to SLURM."""
+    return (folder / "job.json").exists()
+
+
+def vacate(folder: Path, claim: claims.Claim | None) -> None:
+    """Remove a folder that nobody works in and that says nothing of a run, with what processes left in it; and that above, if empty.
+
+    Of claims it removes that of the caller alone, which was left: another's may be there by now.
+    """
     if any((folder / name).exists() for name in SAID) or claims.holder(folder / ".run"):
         return
-    for left in (folder / ".watch", *folder.glob(".run.claim-*")):
+    for left in (folder / ".watch", *([claim.place] if claim else [])):
         files.remove(left)
     for log in folder.glob("logs/rank-*.log"):
         log.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # there is something else in it
         for empty in (folder / "logs", folder, folder.parent):
-            if empty.is_dir():
+            if empty.is_dir() and not empty.samefile(Path()):
                 empty.rmdir()
 
 

@@ -206,9 +206,11 @@ class Runner:
             with self.watched():
                 yield claim
         except (ConfigError, DataError):  # a mistake leaves nothing that the next life could go on with
-            work = Path(f"{place}.partial-{claim.number}")
+            work, aside = Path(f"{place}.partial-{claim.number}"), claim.place / "mistaken"
             if not any((work / name).exists() for name in KEPT):
-                files.remove(work)
+                with contextlib.suppress(OSError):  # another life has it by now
+                    work.rename(aside)
+                files.remove(aside)
             raise
         finally:
             self.claims.remove(claim)
