@@ -140,12 +140,15 @@ def served(folder: Path, *words: str) -> Iterator[str]:
         process.kill()
 
 
-def asked(address: str, **headers: str) -> tuple[int, Any]:
+def asked(address: str, sent: bytes | None = None, **headers: str) -> tuple[int, Any]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(address, headers=headers), timeout=30) as answered:
+        with urllib.request.urlopen(urllib.request.Request(address, sent, headers), timeout=30) as answered:
             return answered.status, answered.headers
     except urllib.error.HTTPError as error:
         return error.code, error.headers
+
+
+UPLOADED = b'--x\r\nContent-Disposition: form-data; name="files"; filename="a"\r\n\r\na\r\n--x--\r\n'
 
 
 @pytest.mark.skipif(not GRADIO, reason=NO_GRADIO)
@@ -155,6 +158,7 @@ def test_the_page_is_for_this_machine_and_may_ask_for_nothing_else_until_ctrl_c(
         code, headers = asked(address)
         assert (code, headers["Content-Security-Policy"].split(";")[0]) == (200, "default-src 'self' data: blob:")
         assert asked(address, Host="attacker.example")[0] == 421
+        assert asked(f"{address}gradio_api/upload", UPLOADED, **{"Content-Type": "multipart/form-data; boundary=x"})[0] == 403
     with pytest.raises(urllib.error.URLError):
         asked(address)
 

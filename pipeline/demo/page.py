@@ -58,9 +58,9 @@ def page(exported: Exported) -> gr.Blocks:
                 label = gr.Label(label="probabilities", num_top_classes=SHOWN, elem_id="answer")
                 seen = gr.HTML(elem_id="seen")
 
-        def told(value: str | None) -> Answer:
+        def told(value: object) -> Answer:
             try:
-                return answer(exported, _image(value or "", about))
+                return answer(exported, _image(value if isinstance(value, str) else "", about))
             except DataError as error:
                 return None, f"<p>{html.escape(str(error))}</p>"
 
@@ -108,6 +108,8 @@ class Guard:
 
         if scope["type"] in ("http", "websocket") and not self._is_ours(scope):
             await PlainTextResponse("421 this is no name of the demo's machine; use localhost, or its address\n", 421)(scope, receive, send)
+        elif scope["type"] == "http" and scope["path"].rstrip("/").endswith("/upload"):  # Gradio's, which would write it to the disk
+            await PlainTextResponse("403 the page sends pictures by itself\n", 403)(scope, receive, send)
         else:
             await self._app(scope, receive, guarded)
 
