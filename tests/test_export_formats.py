@@ -1,5 +1,6 @@
 """Every format is used by a process without this package, on the whole test split; what departs from the trained model is not kept."""
 
+import contextlib
 import os
 import re
 import shutil
@@ -24,12 +25,13 @@ from processes import launch
 
 from pipeline.config import ExportConfig, load
 from pipeline.data import shards
-from pipeline.errors import ConfigError, GateError, PipelineError
+from pipeline.errors import ConfigError, GateError, PipelineError, Stopped
 from pipeline.plan import EVALUATE, EXPORT, PREPARE, TRAIN, check
 from pipeline.runtime import manifests
+from pipeline.runtime.launch import StopFlag
 from pipeline.stages.evaluate import load as trained_model
 from pipeline.stages.export import check as checks
-from pipeline.stages.export import formats, stranger
+from pipeline.stages.export import formats, stop, stranger
 from pipeline.stages.export.check import Stranger, a_stranger
 from pipeline.stages.export.net import Exported
 
@@ -255,6 +257,27 @@ def test_a_stop_while_another_process_works_leaves_with_75_and_nobody_behind(
         again = run(FEW)
         assert again.code == 0, again.output
         assert "train: fresh" in again.output
+
+
+SERVICE = """
+import subprocess
+input()
+service = subprocess.Popen(["sleep", "600"])
+print(service.pid, flush=True)
+print(service.wait(), flush=True)
+"""
+
+
+def test_a_stop_leaves_alone_what_processes_from_before_have_begun_meanwhile() -> None:
+    with subprocess.Popen([sys.executable, "-c", SERVICE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as aside:
+        assert aside.stdin
+        assert aside.stdout
+        with contextlib.suppress(Stopped), stop.interrupted_by(StopFlag()):
+            print(file=aside.stdin, flush=True)
+            service = int(aside.stdout.readline())
+            os.kill(os.getpid(), signal.SIGUSR1)
+        os.kill(service, signal.SIGKILL)
+        assert int(aside.stdout.readline()) == -signal.SIGKILL
 
 
 def test_int8_is_calibrated_on_validation_images_and_needs_no_others(whole: Path, tmp_path: Path) -> None:

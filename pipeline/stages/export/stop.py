@@ -27,12 +27,12 @@ def interrupted_by(stop: StopFlag) -> Iterator[None]:
     Raises:
         Stopped: there was one, whatever the library has made of it.
     """
-    others = set(below(os.getpid()))  # W&B's, say, which begin more of their own
+    others = set(below(os.getpid()))
     told: list[int] = []
 
     def interrupt(number: int, _: FrameType | None) -> None:
         stop.signal = stop.signal or signal.Signals(number)
-        for pid in set(below(os.getpid())) - {pid for other in others for pid in (other, *below(other))}:
+        for pid in set(below(os.getpid())).difference(others, *map(below, others)):  # nor what the others begin, as a tracker's service
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         if not told:  # a second one must not interrupt what is tidied up
