@@ -179,7 +179,7 @@ MUTANTS = (
         "runtime/checksums.py",
         'return "" if found == listed else',
         'return "" if found else',
-        ("tests/test_export.py::test_a_damaged_export_is_refused_and_the_file_named[model.onnx]",),
+        ("tests/test_export.py::test_a_file_that_is_opened_is_checked_before[model.onnx]",),
     ),
 )
 
