@@ -24,7 +24,7 @@ OPENED = {
         "logits, probabilities = program(torch.zeros(1, {shape}, dtype=torch.uint8))",
     ),
     "aotinductor": (
-        "machine code, for torch without a compiler. **Set the variable in the second line, in C++ too**: without it nothing looks at what "
+        "machine code, for torch without a compiler. **Set the variable, in C++ too**: without it nothing looks at what "
         "the program is given, images of another type or size get answers that mean nothing, and of smaller ones it reads past their end",
         'import os, torch\n\nos.environ["AOTI_RUNTIME_CHECK_INPUTS"] = "1"\n'
         'program = torch._inductor.aoti_load_package("{file}")\n'
